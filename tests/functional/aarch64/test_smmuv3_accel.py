@@ -1,0 +1,438 @@
+#!/usr/bin/env python3
+#
+# A Linux guest whose passed-through NVMe sits behind an accelerated SMMUv3
+#
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""
+L0 is the QEMU under test, under TCG, with an emulated nested SMMUv3 and an
+NVMe. L1 is Linux with KVM and iommufd. It runs L2 in an arm64 build of the
+same QEMU, with the NVMe behind an accelerated SMMUv3.
+
+  QEMU_TEST_SMMUV3_LAB         folder with Image (arm64 Linux with KVM,
+                               iommufd, VFIO and NVMe), QEMU_EFI.fd, busybox,
+                               l1-init and l2-init
+  QEMU_TEST_SMMUV3_ARM64_QEMU  the static arm64 QEMU that L1 runs
+  QEMU_TEST_SMMUV3_EXPECT      "upstream": the two QEMUs do not translate
+                               the MSIs that they send, so expect what that
+                               does to the guest
+
+Each scenario leaves its logs and result.json in its own log folder.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import shlex
+import struct
+import tarfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from qemu.machine.qtest import QEMUQtestMachine
+from qemu_test import QemuSystemTest
+
+MIB = 1 << 20
+DISK_MIB = 16
+COPY_TO = 5                     # the MiB that L2 overwrites with MiB 0
+
+NVME_SID = 0x100                # in L2: first bus behind the root port
+GITS_TRANSLATER = 0x8090040     # in L2
+MARKER = 0x600dcafe
+
+L2_LIMIT = 150                  # seconds; L1 then ends L2 and saves the logs
+L1_LIMIT = 90                   # seconds for all the rest
+
+TRACE_EVENTS = '''
+kvm_arm_fixup_msi_route
+kvm_irqchip_add_msi_route
+kvm_irqchip_update_msi_route
+smmuv3_accel_*
+smmuv3_record_event
+vfio_msi*
+'''
+
+
+class Scenario(NamedTuple):
+    """What L2 is given, and what must come of it."""
+    params: str = ''            # on L2's kernel command line
+    domain: str = 'DMA'         # of the NVMe, as L2's kernel calls it
+    outcome: str = 'translated'  # of the doorbell
+    irqfd: bool = True          # or QEMU delivers each interrupt
+    job: str = 'io'             # of l2-init
+    mem: int = 1                # GiB
+    upstream: str = ''          # lost by unpatched QEMU: 'all' or 'masked'
+
+
+SCENARIOS = {
+    'dma_strict': Scenario(),
+    'dma_lazy': Scenario('iommu.strict=0', 'DMA-FQ'),
+    'passthrough': Scenario('iommu.passthrough=1', 'identity', 'bypass'),
+    'dma_qemu': Scenario(irqfd=False, upstream='all'),
+    'passthrough_qemu': Scenario('iommu.passthrough=1', 'identity', 'bypass',
+                                 irqfd=False),
+    'masked': Scenario(job='masked', upstream='masked'),
+    # 0xfffff040 is RAM, and the kernel does not use it
+    'marker': Scenario('mem=3000M', irqfd=False, job='marker', mem=4,
+                       upstream='all'),
+    'smmu_off': Scenario('initcall_blacklist=arm_smmu_driver_init', 'none',
+                         'disabled'),
+}
+
+
+def cpio(files):
+    """A newc archive of @files, a dict of names and contents (bytes)."""
+    names = {str(p): None for name in files for p in Path(name).parents}
+    del names['.']
+    archive = b''
+    for ino, (name, data) in enumerate({**names, **files,
+                                        'TRAILER!!!': b''}.items(), 1):
+        mode = 0o40755 if data is None else 0o100755
+        fields = (ino, mode, 0, 0, 1, 0, len(data or b''), 0, 0, 0, 0,
+                  len(name) + 1, 0)
+        archive += b'070701' + b''.join(b'%08X' % f for f in fields)
+        archive += name.encode() + b'\0'
+        archive += bytes(-len(archive) % 4) + (data or b'')
+        archive += bytes(-len(archive) % 4)
+    return archive
+
+
+def canwbs_iort(iort):
+    """
+    The IORT with CANWBS set in every root complex node: the kernel gives no
+    nested domain without it, and the emulated SMMU has no S2FWB instead.
+    """
+    iort = bytearray(iort)
+    count, node = struct.unpack_from('<II', iort, 36)
+    for _ in range(count):
+        kind, size = struct.unpack_from('<BH', iort, node)
+        if kind == 2:
+            iort[node + 16 + 7] |= 1 << 2       # memory access flags
+        node += size
+    # Linux takes only a newer revision as an upgrade
+    oem_revision, = struct.unpack_from('<I', iort, 24)
+    struct.pack_into('<I', iort, 24, oem_revision + 1)
+    iort[9] = (iort[9] - sum(iort)) % 256
+    return bytes(iort)
+
+
+class SmmuV3Accel(QemuSystemTest):
+    """Each scenario is one row of SCENARIOS and the test of that name."""
+
+    def setUp(self):
+        super().setUp()
+        lab = os.environ.get('QEMU_TEST_SMMUV3_LAB')
+        if not lab:
+            self.skipTest('set QEMU_TEST_SMMUV3_LAB to a folder with the '
+                          'guests\' kernel, firmware and init scripts')
+        self.arm64_qemu = os.environ.get('QEMU_TEST_SMMUV3_ARM64_QEMU')
+        if not self.arm64_qemu:
+            self.skipTest('set QEMU_TEST_SMMUV3_ARM64_QEMU to a static arm64 '
+                          'qemu-system-aarch64')
+        self.require_accelerator('tcg')
+        self.lab = Path(lab)
+        self.name = self.id().rsplit('.test_', 1)[1]
+        self.row = SCENARIOS[self.name]
+        upstream = os.environ.get('QEMU_TEST_SMMUV3_EXPECT') == 'upstream'
+        self.lost = self.row.upstream if upstream else ''
+        self.upstream = upstream
+
+    # L0 and L1
+
+    def l0_args(self):
+        """L0's machine, apart from the accelerator."""
+        disks = [(name, self.scratch_file(name))
+                 for name in ('nvme', 'results')]
+        args = ['-M', 'virt,virtualization=on,gic-version=3,iommu=smmuv3',
+                '-cpu', 'neoverse-n1', '-smp', '2', '-nic', 'none',
+                '-m', f'{self.row.mem + 2}G',
+                '-bios', str(self.lab / 'QEMU_EFI.fd')]
+        for name, path in disks:
+            args += ['-drive', f'if=none,id={name},file={path},format=raw']
+        # A root port gives the NVMe an IOMMU group of its own
+        return args + [
+            '-device', 'virtio-blk-pci,bus=pcie.0,addr=1,drive=results',
+            '-device', 'pcie-root-port,bus=pcie.0,addr=2,chassis=1,id=rp',
+            '-device', 'nvme,bus=rp,serial=lab,drive=nvme']
+
+    def read_iort(self):
+        """
+        L1's IORT, as the firmware will get it from fw_cfg. That takes a
+        moment under qtest, and needs no guest to dump it.
+        """
+        fw_cfg, ram = 0x9020000, 0x40000000
+        root_port_buses = 0x4010000000 + (2 << 15) + 0x18
+
+        with QEMUQtestMachine(self.qemu_bin, self.l0_args(), name='iort',
+                              base_temp_dir=self.workdir) as vm:
+
+            def dma_read(key, size):
+                command = struct.pack('>IIQ', key << 16 | 0xa, size,
+                                      ram + 16)
+                vm.qtest(f'write {ram} 16 0x{command.hex()}')
+                # Writing the low half of the register starts it
+                value = int.from_bytes(struct.pack('>I', ram), 'little')
+                vm.qtest(f'writel {fw_cfg + 20} {value}')
+                reply = vm.qtest(f'read {ram + 16} {size}')
+                return bytes.fromhex(reply.split()[1].removeprefix('0x'))
+
+            # The IORT maps the buses that firmware has numbered
+            vm.qtest(f'writel {root_port_buses} 0x00010100')
+            count, = struct.unpack('>I', dma_read(0x19, 4))
+            files = dma_read(0x19, 4 + 64 * count)[4:]
+            for size, key, _, name in struct.iter_unpack('>IHH56s', files):
+                if name.rstrip(b'\0') == b'etc/acpi/tables':
+                    tables = dma_read(key, size)
+        start = tables.index(b'IORT')
+        size, = struct.unpack_from('<I', tables, start + 4)
+        return tables[start:start + size]
+
+    def l2_script(self):
+        """The shell script by which L1 starts L2."""
+        timeout = 1 if self.lost == 'all' else 5
+        params = ('console=ttyAMA0 loglevel=5 panic=-1 '
+                  f'nvme_core.io_timeout={timeout} '
+                  f'nvme_core.admin_timeout={timeout} '
+                  f'job={self.row.job} read_mib={self.read_mib()} '
+                  f'lossy={1 if self.lost else 0} {self.row.params}')
+        device = 'vfio-pci,host=0000:01:00.0,bus=rp,iommufd=iommufd0,romfile='
+        if not self.row.irqfd:
+            device += ',x-no-kvm-msix=on'
+        return '#!/bin/sh\nexec ' + shlex.join([
+            '/qemu', '-M', 'virt,gic-version=3,its=on', '-accel', 'kvm',
+            '-cpu', 'host', '-m', f'{self.row.mem}G', '-nodefaults',
+            '-display', 'none', '-serial', 'stdio', '-no-reboot',
+            '-bios', '/QEMU_EFI.fd', '-kernel', '/Image',
+            '-initrd', '/l2-initrd', '-append', params,
+            '-object', 'iommufd,id=iommufd0',
+            '-device', 'arm-smmuv3,primary-bus=pcie.0,accel=on,id=smmu',
+            '-device', 'pcie-root-port,bus=pcie.0,addr=1,chassis=1,'
+                       'io-reserve=0,id=rp',
+            '-device', device, '-D', '/results/qemu.log',
+            '-d', 'guest_errors,unimp', '--trace', 'events=/events']) + '\n'
+
+    def l1_initrd(self):
+        """L1's initrd: the mended IORT, L2's QEMU and all that it needs."""
+        def part(name):
+            return (self.lab / name).read_bytes()
+
+        return cpio({
+            'kernel/firmware/acpi/iort.aml': canwbs_iort(self.read_iort()),
+            'bin/busybox': part('busybox'), 'init': part('l1-init'),
+            'qemu': Path(self.arm64_qemu).read_bytes(),
+            'QEMU_EFI.fd': part('QEMU_EFI.fd'), 'Image': part('Image'),
+            'l2-initrd': cpio({'bin/busybox': part('busybox'),
+                               'init': part('l2-init')}),
+            'l2': self.l2_script().encode(), 'events': TRACE_EVENTS.encode()})
+
+    def follow_console(self, success):
+        """Read L1's console, where L2's is seen too, until @success."""
+        console = self.vm.console_socket
+        console.settimeout(1)
+        deadline = time.monotonic() + L1_LIMIT + L2_LIMIT
+        lines = ['']
+        while success not in lines[-1]:
+            why = None
+            try:
+                data = console.recv(4096).decode(errors='replace')
+                why = None if data else 'QEMU has ended'
+            except TimeoutError:
+                data = ''
+            *whole, rest = (lines.pop() + data).split('\n')
+            for line in whole:
+                logging.getLogger('console').debug(line.rstrip('\r'))
+                if success in line:
+                    return
+            lines = lines[-15:] + [line.rstrip('\r') for line in whole]
+            lines.append(rest)
+            if time.monotonic() > deadline:
+                why = f'no end after {L1_LIMIT + L2_LIMIT} s'
+            if why:
+                self.fail(f'{why}, waiting for "{success}" on the console:\n'
+                          + '\n'.join(f'  | {s}' for s in lines))
+
+    def run_guests(self, disk):
+        """Boot L1, which runs L2, and unpack what L1 has saved."""
+        Path(self.scratch_file('nvme')).write_bytes(disk)
+        with open(self.scratch_file('results'), 'wb') as f:
+            f.truncate(64 * MIB)
+        Path(self.scratch_file('initrd')).write_bytes(self.l1_initrd())
+
+        self.vm.set_console()
+        self.vm.add_args(
+            *self.l0_args(), '-accel', 'tcg,thread=multi,tb-size=512',
+            '-no-reboot', '-kernel', str(self.lab / 'Image'),
+            '-initrd', self.scratch_file('initrd'),
+            '-append', 'console=ttyAMA0 loglevel=5 panic=-1 '
+            'initcall_blacklist=nvme_init vfio-pci.ids=1b36:0010 '
+            f'l2_limit={L2_LIMIT}')
+        self.vm.launch()
+        self.follow_console('L1: L2 has ended')
+        self.vm.wait()
+        with tarfile.open(self.scratch_file('results'), 'r:') as tar:
+            for member in tar.getmembers():
+                if member.isfile():
+                    Path(self.log_file(os.path.basename(member.name))) \
+                        .write_bytes(tar.extractfile(member).read())
+
+    # Results
+
+    def read_mib(self):
+        """How much L2 reads; each lost interrupt takes a second or two."""
+        return 1 if self.lost == 'all' else 8
+
+    def log_text(self, name):
+        """A log that L1 has saved."""
+        return Path(self.log_file(name)).read_text(errors='replace')
+
+    def collect(self):
+        """What the logs say, in one dict."""
+        console = self.log_text('l2-console.log').replace('\r', '')
+        trace = self.log_text('qemu.log')
+        if not re.search('^lab: done$', console, re.M):
+            status = self.log_text('l2-status').strip()
+            why = {'143': f'had not ended after {L2_LIMIT} s'}.get(
+                status, f'ended early, status {status}')
+            self.fail(f'L2 {why}; its console ended in:\n' + '\n'.join(
+                f'  | {s}' for s in console.splitlines()[-15:]))
+
+        res = {'scenario': self.name, 'upstream': self.upstream,
+               'read_mib': self.read_mib(), **self.row._asdict()}
+        for name, value in re.findall(r'^lab: (\w+)=(.*)$', console, re.M):
+            try:
+                value = int(value, 0)
+            except ValueError:
+                pass
+            res['seen_' + name] = value
+        res['translations'] = [
+            (how, int(giova, 16), int(gpa, 16), outcome)
+            for how, giova, gpa, outcome in re.findall(
+                rf'^smmuv3_accel_msi_translate sid=0x{NVME_SID:x} (\w+) '
+                r'gIOVA (\w+) -> GPA (\w+): (.+)$', trace, re.M)]
+        res['kvm_routes'] = [
+            [int(n, 16) for n in pair] for pair in re.findall(
+                r'^kvm_arm_fixup_msi_route MSI iova = (\w+) is translated '
+                r'into (\w+)$', trace, re.M)]
+        res['by_qemu'] = len(re.findall('^vfio_msi_interrupt ', trace, re.M))
+        res['errors'] = [
+            line for line in trace.splitlines()
+            if line.startswith('smmuv3_record_event')
+            or not re.match('(kvm|smmuv3|vfio)_', line)]
+        res['errors'] += re.findall(
+            '.*arm-smmu-v3.* event.*', console + self.log_text('l1-dmesg.log'))
+        return res
+
+    def run_scenario(self):
+        """Run the guests and check all that any scenario must show."""
+        disk = random.Random(1).randbytes(DISK_MIB * MIB)
+        start = time.monotonic()
+        self.run_guests(disk)
+        res = self.collect()
+        res['seconds'] = round(time.monotonic() - start, 1)
+        Path(self.log_file('result.json')).write_text(
+            json.dumps(res, indent=1), encoding='utf-8')
+
+        def digest(mib):
+            return hashlib.sha256(disk[:mib * MIB]).hexdigest()
+
+        self.assertEqual(res['seen_domain'], self.row.domain)
+        self.assertEqual(res['seen_read'], digest(self.read_mib()))
+        self.assertEqual(res['seen_written'], digest(1))
+        self.check_disk(disk)
+        if self.lost:
+            self.check_loss(res)
+        else:
+            self.check_interrupts(res)
+            self.assertEqual(res['errors'], [])
+            if not self.upstream:
+                self.check_translations(res)
+        return res
+
+    def check_disk(self, before):
+        """Exactly the MiB that L2 wrote differs in the image."""
+        after = Path(self.scratch_file('nvme')).read_bytes()
+        start, end = COPY_TO * MIB, (COPY_TO + 1) * MIB
+        self.assertTrue(after == before[:start] + before[:MIB] + before[end:],
+                        'the disk is not what L2 should have left')
+
+    def check_interrupts(self, res):
+        """No interrupt was lost, and the right one delivered each."""
+        self.assertEqual(res['seen_polled'], 0)
+        self.assertGreater(res['seen_q0'], 0)
+        # Two commands may share an interrupt
+        self.assertLessEqual(res['seen_q1'], res['seen_requests'])
+        self.assertGreater(res['seen_q1'], 0.8 * res['seen_requests'])
+        if not self.row.irqfd:
+            self.assertEqual(res['by_qemu'], res['seen_q0'] + res['seen_q1'])
+        elif self.row.job != 'masked':
+            self.assertEqual(res['by_qemu'], 0)
+
+    def check_translations(self, res):
+        """The device's own region translated the doorbell, as it should."""
+        good = [res['seen_doorbell'], GITS_TRANSLATER, self.row.outcome]
+        sent = [t for how, *t in res['translations'] if how == 'deliver']
+        self.assertEqual(sent, [good] * res['by_qemu'])
+        if self.row.irqfd:
+            self.assertIn(('route', *good), res['translations'])
+            self.assertIn(good[:2], res['kvm_routes'])
+        if self.row.outcome != 'translated':
+            self.assertEqual(res['seen_doorbell'], GITS_TRANSLATER)
+
+    def check_loss(self, res):
+        """Unpatched QEMU: what it sent itself never became an interrupt."""
+        self.assertGreater(res['seen_polled'], 0)
+        self.assertGreater(res['by_qemu'], 0)
+        if self.lost == 'all':
+            self.assertEqual((res['seen_q0'], res['seen_q1']), (0, 0))
+
+    def test_dma_strict(self):
+        """Linux's default domain, interrupts by KVM"""
+        self.run_scenario()
+
+    def test_dma_lazy(self):
+        """The same with deferred invalidations"""
+        self.run_scenario()
+
+    def test_passthrough(self):
+        """Stage 1 bypassed for the device"""
+        self.run_scenario()
+
+    def test_dma_qemu(self):
+        """The default domain, each interrupt delivered by QEMU"""
+        self.run_scenario()
+
+    def test_passthrough_qemu(self):
+        """Stage 1 bypassed, each interrupt delivered by QEMU"""
+        self.run_scenario()
+
+    def test_smmu_off(self):
+        """No SMMU driver in L2"""
+        self.run_scenario()
+
+    def test_masked(self):
+        """A vector under irqfd fires while masked, then is unmasked"""
+        res = self.run_scenario()
+        self.assertEqual(res.get('seen_pending'), 1)
+        self.assertEqual(res['seen_while_masked'], 0)
+        self.assertEqual(res['by_qemu'], 1)
+        if self.lost:
+            self.assertEqual(res['seen_after_unmask'], 0)
+            self.assertGreater(res['seen_unmask_ms'], 2000)
+        else:
+            self.assertEqual(res['seen_after_unmask'], 1)
+            self.assertLess(res['seen_unmask_ms'], 2000)
+
+    def test_marker(self):
+        """Guest RAM at the doorbell's gIOVA stays as it is"""
+        res = self.run_scenario()
+        self.assertEqual(res['seen_marker_set'], MARKER)
+        self.assertLess(res['seen_doorbell'], (1 + self.row.mem) << 30)
+        self.assertEqual(res['seen_marker_now'],
+                         res['seen_data'] if self.lost else MARKER)
+
+
+if __name__ == '__main__':
+    QemuSystemTest.main()
