@@ -143,11 +143,11 @@ class SmmuV3Accel(QemuSystemTest):
     # L0 and L1
 
     def l0_args(self):
-        """L0's machine, apart from the accelerator."""
+        """L0's machine, apart from accelerator and CPU model."""
         disks = [(name, self.scratch_file(name))
                  for name in ('nvme', 'results')]
         args = ['-M', 'virt,virtualization=on,gic-version=3,iommu=smmuv3',
-                '-cpu', 'neoverse-n1', '-smp', '2', '-nic', 'none',
+                '-smp', '2', '-nic', 'none',
                 '-m', f'{self.row.mem + 2}G',
                 '-bios', str(self.lab / 'QEMU_EFI.fd')]
         for name, path in disks:
@@ -166,8 +166,8 @@ class SmmuV3Accel(QemuSystemTest):
         fw_cfg, ram = 0x9020000, 0x40000000
         root_port_buses = 0x4010000000 + (2 << 15) + 0x18
 
-        with QEMUQtestMachine(self.qemu_bin, self.l0_args(), name='iort',
-                              base_temp_dir=self.workdir) as vm:
+        with QEMUQtestMachine(self.qemu_bin, [*self.l0_args(), '-cpu', 'max'],
+                              name='iort', base_temp_dir=self.workdir) as vm:
 
             def dma_read(key, size):
                 command = struct.pack('>IIQ', key << 16 | 0xa, size,
@@ -179,6 +179,7 @@ class SmmuV3Accel(QemuSystemTest):
                 reply = vm.qtest(f'read {ram + 16} {size}')
                 return bytes.fromhex(reply.split()[1].removeprefix('0x'))
 
+            vm.launch()
             # The IORT maps the buses that firmware has numbered
             vm.qtest(f'writel {root_port_buses} 0x00010100')
             count, = struct.unpack('>I', dma_read(0x19, 4))
@@ -264,6 +265,7 @@ class SmmuV3Accel(QemuSystemTest):
         self.vm.set_console()
         self.vm.add_args(
             *self.l0_args(), '-accel', 'tcg,thread=multi,tb-size=512',
+            '-cpu', 'neoverse-n1',
             '-no-reboot', '-kernel', str(self.lab / 'Image'),
             '-initrd', self.scratch_file('initrd'),
             '-append', 'console=ttyAMA0 loglevel=5 panic=-1 '
@@ -291,7 +293,6 @@ class SmmuV3Accel(QemuSystemTest):
     def collect(self):
         """What the logs say, in one dict."""
         console = self.log_text('l2-console.log').replace('\r', '')
-        trace = self.log_text('qemu.log')
         if not re.search('^lab: done$', console, re.M):
             status = self.log_text('l2-status').strip()
             why = {'143': f'had not ended after {L2_LIMIT} s'}.get(
@@ -299,6 +300,7 @@ class SmmuV3Accel(QemuSystemTest):
             self.fail(f'L2 {why}; its console ended in:\n' + '\n'.join(
                 f'  | {s}' for s in console.splitlines()[-15:]))
 
+        trace = self.log_text('qemu.log')
         res = {'scenario': self.name, 'upstream': self.upstream,
                'read_mib': self.read_mib(), **self.row._asdict()}
         for name, value in re.findall(r'^lab: (\w+)=(.*)$', console, re.M):
