@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = Path(os.environ.get("SERIES_BUILD_DIR") or ROOT / "build")
+BUILD = ROOT / "build"
 LOGS = BUILD / "logs"
 CACHE = Path(os.environ.get("QEMU_SMMUV3_CACHE")
              or Path(os.environ.get("XDG_CACHE_HOME")

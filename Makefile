@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+#
+# Every target works alone, from nothing, and can be repeated.
+
+PYTHON ?= /usr/bin/python3
+TOOL = PYTHONDONTWRITEBYTECODE=1 $(PYTHON)
+
+# One after another: each step uses all processors itself.
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+ifdef VERBOSE
+Q =
+else
+Q = @
+endif
+
+.PHONY: help
+help: ## Print this list
+	$(Q)awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: deps
+deps: ## Install the Debian packages that are missing (root or sudo)
+	$(Q)sh tools/deps
+
+.PHONY: fetch
+fetch: deps ## Download QEMU's and Linux's source (QEMU_SRC=, LINUX_SRC= take your own)
+	$(Q)$(TOOL) tools/fetch qemu
+	$(Q)$(TOOL) tools/fetch linux
+
+.PHONY: tree
+tree: deps ## Make build/tree: QEMU as a git repository with the series as commits
+	$(Q)$(TOOL) tools/tree
+
+# Builds take the user's own work in build/tree as it is.
+.PHONY: build
+build: deps ## Build QEMU with the series: build/qemu and, for arm64, build/qemu-arm64
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/build qemu qemu-arm64
+
+.PHONY: upstream
+upstream: deps ## Build QEMU without the series: build/upstream and build/upstream-arm64
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/build upstream upstream-arm64
+
+.PHONY: demo
+demo: build $(if $(UPSTREAM),upstream) ## Show it: an NVMe behind an accelerated SMMUv3 (UPSTREAM=1 compares)
+	$(Q)UPSTREAM=$(UPSTREAM) $(TOOL) lab/demo
+
+.PHONY: lab
+lab: build ## Run the nested lab's scenarios (SCENARIO=name for one)
+	$(Q)UPSTREAM= SCENARIO=$(SCENARIO) $(TOOL) lab/run
+
+.PHONY: lab-upstream
+lab-upstream: upstream ## Run them on QEMU without the series, where interrupts are lost
+	$(Q)UPSTREAM=1 SCENARIO=$(SCENARIO) $(TOOL) lab/run
+
+.PHONY: test
+test: build ## Run all tests: scripts, QEMU's own, the lab
+	$(Q)$(TOOL) tools/test
+
+.PHONY: refresh
+refresh: deps ## Fold what was committed in build/tree back into patches/ and our files
+	$(Q)$(TOOL) tools/refresh
+
+.PHONY: series
+series: tree ## Write the series as mails for git am to build/series/
+	$(Q)$(TOOL) tools/series
+
+.PHONY: series-check
+series-check: tree ## Check each commit of the series: checkpatch, build, tests
+	$(Q)$(TOOL) tools/series --check
+
+.PHONY: clean
+clean: ## Remove build/
+	rm -rf build
+
+.PHONY: distclean
+distclean: clean ## Remove build/ and the cache (downloads, kernel, ccache)
+	$(Q)$(TOOL) -c 'import sys; sys.path.insert(0, "tools"); import common, shutil; \
+	    print("rm -rf", common.CACHE); shutil.rmtree(common.CACHE, ignore_errors=True)'

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How QEMU is configured and built."""
+
+import bz2
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from common import (BUILD, CACHE, ROOT, cache_entry, cache_key, die, lock,
+                    need_space, output, run_logged, say, sha256, write_file)
+from patchset import BASE, TREE
+
+NATIVE_ARM = platform.machine() == "aarch64"
+CROSS = "aarch64-linux-gnu-"
+BINARY = "qemu-system-aarch64"
+SPACE_MIB = 1500
+DEVICES = ROOT / "tools/arm64-devices.mak"
+
+# Name: (source, made for the lab's L1)
+BUILDS = {
+    "qemu": (TREE, False),
+    "qemu-arm64": (TREE, True),
+    "upstream": (BASE, False),
+    "upstream-arm64": (BASE, True),
+}
+
+COMMON = [
+    "--python=/usr/bin/python3", "--target-list=aarch64-softmmu",
+    "--disable-download", "--enable-werror", "--disable-docs",
+    "--disable-tools", "--disable-user", "--disable-guest-agent",
+    "--without-default-features", "--enable-trace-backends=log",
+    "--enable-fdt=system", "--disable-install-blobs",
+]
+# Network cards have their boot ROMs from Debian's ipxe-qemu.
+HOST = ["--enable-tcg", "--enable-pixman",
+        "--firmwarepath=/usr/share/qemu:/usr/lib/ipxe/qemu"]
+ARM64 = ["--static", "--disable-tcg", "--enable-kvm",
+         "--without-default-devices", "--disable-debug-info"]
+
+SYSROOT_PACKAGES = ["libglib2.0-dev", "libpcre2-dev", "zlib1g-dev",
+                    "libfdt-dev"]
+
+
+def compiler_env():
+    """ccache by environment alone: paths are hashed relative to the project,
+    so that a clone elsewhere finds what this one made."""
+    env = {**os.environ, "CCACHE_DIR": str(CACHE / "ccache"),
+           "CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1",
+           "CCACHE_COMPILERCHECK": "content", "CCACHE_MAXSIZE": "5G"}
+    for name in ("CCACHE_DISABLE", "CCACHE_PREFIX", "CCACHE_CONFIGPATH",
+                 "PKG_CONFIG_PATH"):
+        env.pop(name, None)
+    return env
+
+
+def ccache_counts():
+    """(hits, misses) so far."""
+    text = output(["ccache", "--print-stats"], env=compiler_env())
+    counts = dict(line.split("\t") for line in text.splitlines())
+    return (int(counts["direct_cache_hit"]) +
+            int(counts["preprocessed_cache_hit"]), int(counts["cache_miss"]))
+
+
+# The arm64 libraries, for a host that is no Arm
+
+def sysroot():
+    """Debian 12's arm64 libraries, taken out of their packages."""
+    debs = output([sys.executable, ROOT / "tools/fetch", "debs", "arm64",
+                   *SYSROOT_PACKAGES]).splitlines()
+
+    def unpack(folder):
+        say(f"making the arm64 sysroot of {len(debs)} packages")
+        for deb in debs:
+            subprocess.run(["dpkg-deb", "-x", deb, folder], check=True)
+
+    return cache_entry("sysroot-arm64",
+                       cache_key("1", *(Path(d).name + sha256(d)
+                                        for d in debs)),
+                       unpack, "the arm64 sysroot")
+
+
+def cross_options(env):
+    """Compile for arm64 with the sysroot's libraries."""
+    root = sysroot()
+    lib = root / "usr/lib/aarch64-linux-gnu"
+    env |= {"PKG_CONFIG_LIBDIR": f"{lib}/pkgconfig:{root}/usr/share/pkgconfig",
+            "PKG_CONFIG_SYSROOT_DIR": str(root), "PKG_CONFIG": "pkg-config"}
+    # libfdt is looked for without pkg-config, in the compiler's own folders;
+    # -B adds to these.
+    return [f"--cross-prefix={CROSS}", f"--cc=ccache {CROSS}gcc -B{lib}",
+            f"--extra-cflags=-I{root}/usr/include",
+            f"--extra-ldflags=-L{lib}"]
+
+
+# Firmware
+
+def firmware(source):
+    """Debian's source has no firmware; put Debian's arm64 UEFI where QEMU
+    has its own, for bios-tables-test. The names of other targets, which are
+    not built, get an empty file: QEMU's build wants all or none."""
+    text = (source / "pc-bios/meson.build").read_text()
+    names = re.findall(r"'(edk2-[\w-]+\.fd)'", text)
+    aavmf = {"edk2-aarch64-code.fd": "AAVMF_CODE.fd",
+             "edk2-arm-vars.fd": "AAVMF_VARS.fd"}
+    for name in names:
+        path = source / "pc-bios" / f"{name}.bz2"
+        if path.exists():
+            continue
+        data = b""
+        if name in aavmf:
+            image = Path("/usr/share/AAVMF", aavmf[name])
+            if not image.exists():
+                die(f"{image} is not there", "make deps")
+            data = image.read_bytes()
+        write_file(path, bz2.compress(data))
+
+
+# Configure and build
+
+def options(name, env):
+    source, arm64 = BUILDS[name]
+    if not arm64:
+        result = COMMON + HOST + ["--cc=ccache gcc", "--host-cc=ccache gcc"]
+        return result + (["--enable-kvm"] if NATIVE_ARM else [])
+    # QEMU looks for the list in its own tree; ours stays here.
+    place = source / "configs/devices/aarch64-softmmu"
+    devices = os.path.relpath(DEVICES, place).removesuffix(".mak")
+    return COMMON + ARM64 + [f"--with-devices-aarch64={devices}"] + (
+        ["--cc=ccache gcc"] if NATIVE_ARM else
+        cross_options(env) + ["--host-cc=ccache gcc"])
+
+
+def configure(name, folder, source, env):
+    """Configure when that was not done, or otherwise."""
+    command = [str(source / "configure"), *options(name, env)]
+    stamp = folder / "series-configure"
+    text = shlex.join(command) + "\n" + (source / "VERSION").read_text()
+    if stamp.exists() and stamp.read_text() == text and \
+            (folder / "build.ninja").exists():
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    run_logged(f"configure-{name}", command, what=f"configuring {name}",
+               cwd=folder, env=env, progress=None)
+    write_file(stamp, text)
+
+
+def build(name, folder=None, source=None, targets=(BINARY,)):
+    """Make @targets only: QEMU's "all" has a third more, unused here."""
+    folder = folder or BUILD / name
+    source = source or BUILDS[name][0]
+    if not (source / "configure").exists():
+        die(f"{source} is not there", "make tree")
+    with lock(BUILD / f".{folder.name}.lock", folder.name):
+        if not (folder / BINARY).exists():
+            need_space(BUILD, SPACE_MIB)
+        env = compiler_env()
+        firmware(source)
+        configure(name, folder, source, env)
+        hits, misses = ccache_counts()
+        run_logged(f"build-{folder.name}", ["ninja", "-C", folder, *targets],
+                   what=f"building {folder.name}", env=env)
+        hits, misses = [a - b for a, b in
+                        zip(ccache_counts(), (hits, misses))]
+        if hits + misses:
+            say(f"  {hits + misses} compilations, {hits} from ccache")
+    return folder / BINARY
