@@ -118,12 +118,13 @@ def ninja_progress(line):
 
 
 def run_logged(name, command, *, what=None, cwd=None, env=None,
-               progress=ninja_progress, append=False, check=True):
+               progress=ninja_progress, append=False, check=True,
+               quiet=False):
     """Run @command with its output in build/logs/NAME.log.
 
     @progress maps an output line to (fraction, detail) or None. On failure
     the log and its last lines are shown and the program ends, unless @check
-    is false; then the exit status is returned.
+    is false; then the exit status is returned. @quiet: success says nothing.
     """
     LOGS.mkdir(parents=True, exist_ok=True)
     log = LOGS / f"{name}.log"
@@ -153,7 +154,7 @@ def run_logged(name, command, *, what=None, cwd=None, env=None,
         for line in tail:
             say(f"  | {line[:300]}")
         die(f"{what} failed after {span(show.elapsed())}, see {log}")
-    if not status:
+    if not status and not quiet:
         say(f"{what}: done in {span(show.elapsed())}")
     return status
 

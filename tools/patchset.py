@@ -186,9 +186,10 @@ def unlisted(patches):
 
 # To commits
 
-def generate(repo, patches):
+def generate(repo, patches, **env):
     """Commit @patches on `base`, touching neither work tree nor HEAD; the
-    same patches give the same commits. Returns the last one."""
+    same patches give the same commits. Returns the last one. @env may name
+    another author."""
     base_files = repo.base_files()
     with tempfile.TemporaryDirectory(dir=repo.path / ".git") as tmp:
         index = Path(tmp, "index")
@@ -208,7 +209,7 @@ def generate(repo, patches):
                      index=index)
             tree = repo("write-tree", index=index)
             tip = repo("commit-tree", tree, "-p", tip,
-                       stdin=patch.message.encode() + b"\n")
+                       stdin=patch.message.encode() + b"\n", **env)
     return tip
 
 

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run QEMU's own tests through meson and tell each subtest's outcome."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from common import LOGS, Progress, die, run_logged, say, write_file
+from qemu_build import BINARY, build, compiler_env
+
+QTESTS = ["qtest-aarch64/iommu-smmuv3-test", "qtest-aarch64/arm-cpu-features",
+          "qtest-aarch64/bios-tables-test"]
+# The tests that the series adds.
+SUITE = "accel"
+
+
+@dataclass
+class Outcome:
+    name: str
+    passed: bool
+    seconds: float
+    reason: str = ""
+    log: str = ""
+
+
+def meson_tests(folder, names):
+    """[(test's name, ninja targets that it needs)] of @names and SUITE."""
+    info = folder / "meson-info"
+    tests = json.loads((info / "intro-tests.json").read_text())
+    files = {t["id"]: t["filename"] for t in
+             json.loads((info / "intro-targets.json").read_text())}
+    found = []
+    for test in tests:
+        suites = {s.split(":")[-1] for s in test["suite"]}
+        if test["name"] in names or SUITE in suites:
+            found.append((test["name"],
+                          [os.path.relpath(f, folder)
+                           for d in test["depends"] for f in files[d]]))
+    have = {name for name, _ in found}
+    for name in names:
+        if name not in have:
+            die(f"{folder} has no test {name}", f"rm -rf {folder}")
+    return found
+
+
+def tap_outcomes(test, text, result, seconds, log):
+    """The outcomes of the subtests in the TAP output @text.
+
+    A skipped test counts as failed; so does each that the plan promised and
+    that did not report.
+    """
+    outcomes, planned = [], 0
+    for line in text.splitlines():
+        if m := re.match(r"1\.\.(\d+)(?:\s*# SKIP\s*(.*))?", line, re.I):
+            planned = int(m[1])
+            if planned == 0:
+                outcomes.append(Outcome(test, False, seconds,
+                                        f"skipped: {m[2]}", log))
+        elif m := re.match(r"(ok|not ok)\s*\d*\s*-?\s*([^#]*)(?:#\s*(.*))?$",
+                           line):
+            directive = m[3] or ""
+            skipped = directive.upper().startswith("SKIP")
+            outcomes.append(Outcome(
+                f"{test} {m[2].strip()}", m[1] == "ok" and not skipped, 0,
+                f"skipped: {directive[4:].strip()}" if skipped else
+                "" if m[1] == "ok" else "not ok", log))
+    missing = planned - len(outcomes)
+    if missing > 0:
+        outcomes += [Outcome(f"{test} (no report, {i + 1} of {missing})",
+                             False, 0, f"the test ended early ({result})", log)
+                     for i in range(missing)]
+    elif not outcomes or (result != "OK" and
+                          all(o.passed for o in outcomes)):
+        outcomes.append(Outcome(test, False, seconds, result, log))
+    for o in outcomes[:1]:
+        o.seconds = seconds
+    return outcomes
+
+
+def run(folder, source, names=QTESTS, log="qtest", report=None):
+    """Run @names and SUITE of the build in @folder; [Outcome]."""
+    build("qemu", folder, source)       # meson's lists are of this source now
+    tests = meson_tests(folder, names)
+    targets = sorted({t for _, needs in tests for t in needs})
+    build("qemu", folder, source, targets)
+    if any(n.endswith("/bios-tables-test") for n, _ in tests):
+        acpi_expected(folder, source)
+    outcomes = []
+    for test, _ in tests:
+        short = test.split("/")[-1]
+        name = f"{log}-{short}"
+        for old in (folder / "meson-logs").glob(f"{name}.*"):
+            old.unlink()
+        show = Progress(short)
+        run_logged(name, [folder / "pyvenv/bin/meson", "test", "--no-rebuild",
+                          "--logbase", name, "--print-errorlogs", test],
+                   cwd=folder, env=compiler_env(), what=short, check=False,
+                   progress=None, quiet=True)
+        path = folder / "meson-logs" / f"{name}.json"
+        shown = str(LOGS / f"{name}.log")
+        reply = json.loads(path.read_text().splitlines()[-1]) \
+            if path.exists() else {}
+        with open(shown, "a") as f:
+            f.write(reply.get("stdout", ""))
+            f.write(reply.get("stderr", ""))
+        some = tap_outcomes(short, reply.get("stdout", ""),
+                            reply.get("result", "did not run"),
+                            reply.get("duration", show.elapsed()), shown)
+        outcomes += some
+        for o in some:
+            report and report(o)
+    return outcomes
+
+
+# bios-tables-test compares ACPI tables with files. Two of these tables hold
+# addresses that the firmware chose, and Debian's chooses others than QEMU's.
+
+def hest_addresses(table):
+    """Where a HEST of GHESv2 sources has addresses: (offset, size)."""
+    at, places = 40, []
+    while at + 92 <= len(table):
+        places += [(at + 24, 8), (at + 68, 8)]
+        at += 92
+    return places
+
+
+def mema_addresses(table):
+    """Where Name (MEMA, dword) has its value."""
+    return [(m.end(), 4) for m in re.finditer(rb"\x08MEMA\x0c", table)]
+
+
+FIRMWARE_CHOSEN = {     # file: (test, where the addresses are)
+    "HEST": ("/aarch64/acpi/virt", hest_addresses),
+    "SSDT.memhp": ("/aarch64/acpi/virt/memhp", mema_addresses),
+}
+CHECKSUM = (9, 1)
+
+
+def without(table, places):
+    data = bytearray(table)
+    for at, size in [CHECKSUM, *places]:
+        data[at:at + size] = bytes(size)
+    return bytes(data)
+
+
+def acpi_expected(folder, source):
+    """Give @folder expected tables that fit the firmware: QEMU's, but where
+    a table is QEMU's up to the firmware's addresses, the one that it is."""
+    data = folder / "tests/data"
+    virt = "acpi/aarch64/virt"
+    if data.is_symlink():
+        data.unlink()
+    shutil.rmtree(data, ignore_errors=True)
+    shutil.copytree(source / "tests/data", data)
+    scratch = folder / "acpi-actual"
+    shutil.rmtree(scratch, ignore_errors=True)
+    (scratch / "tests").mkdir(parents=True)
+    shutil.copytree(data, scratch / "tests/data")
+    (scratch / "pc-bios").symlink_to(folder / "pc-bios")
+    env = compiler_env() | {"QTEST_QEMU_BINARY": str(folder / BINARY),
+                            "TEST_ACPI_REBUILD_AML": "1"}
+    for name, (test, places) in FIRMWARE_CHOSEN.items():
+        run_logged(f"acpi-{name}", [folder / "tests/qtest/bios-tables-test",
+                                    "--tap", "-p", test, "-s", f"{test}/*"],
+                   what=f"reading the firmware's addresses in {name}",
+                   cwd=scratch, env=env, check=False, progress=None,
+                   quiet=True)
+        expected = (data / virt / name).read_bytes()
+        actual = (scratch / "tests/data" / virt / name).read_bytes()
+        where = places(expected)
+        if where and where == places(actual) and \
+                without(actual, where) == without(expected, where):
+            write_file(data / virt / name, actual)
+    shutil.rmtree(scratch)
