@@ -83,6 +83,16 @@ SCENARIOS = {
 }
 
 
+def plain(console):
+    """Console text without firmware's escape sequences."""
+    return re.sub('\x1b\\[[0-9;=]*[A-Za-z]|\r', '', console)
+
+
+def tail(lines):
+    """The last lines, for a failure's message."""
+    return '\n'.join(f'  | {line}' for line in lines[-20:])
+
+
 def cpio(files):
     """A newc archive of @files, a dict of names and contents (bytes)."""
     names = {str(p): None for name in files for p in Path(name).parents}
@@ -235,26 +245,24 @@ class SmmuV3Accel(QemuSystemTest):
         console = self.vm.console_socket
         console.settimeout(1)
         deadline = time.monotonic() + L1_LIMIT + L2_LIMIT
-        lines = ['']
-        while success not in lines[-1]:
-            why = None
+        lines, rest = [], ''
+        while success not in rest:
             try:
                 data = console.recv(4096).decode(errors='replace')
                 why = None if data else 'QEMU has ended'
             except TimeoutError:
-                data = ''
-            *whole, rest = (lines.pop() + data).split('\n')
-            for line in whole:
-                logging.getLogger('console').debug(line.rstrip('\r'))
+                data, why = '', None
+            *whole, rest = (rest + data).split('\n')
+            for line in map(plain, whole):
+                logging.getLogger('console').debug(line)
+                lines.append(line)
                 if success in line:
                     return
-            lines = lines[-15:] + [line.rstrip('\r') for line in whole]
-            lines.append(rest)
             if time.monotonic() > deadline:
                 why = f'no end after {L1_LIMIT + L2_LIMIT} s'
             if why:
                 self.fail(f'{why}, waiting for "{success}" on the console:\n'
-                          + '\n'.join(f'  | {s}' for s in lines))
+                          + tail(lines + [plain(rest)]))
 
     def run_guests(self, disk):
         """Boot L1, which runs L2, and unpack what L1 has saved."""
@@ -293,13 +301,14 @@ class SmmuV3Accel(QemuSystemTest):
 
     def collect(self):
         """What the logs say, in one dict."""
-        console = self.log_text('l2-console.log').replace('\r', '')
+        console = plain(self.log_text('l2-console.log'))
         if not re.search('^lab: done$', console, re.M):
-            status = self.log_text('l2-status').strip()
-            why = {'143': f'had not ended after {L2_LIMIT} s'}.get(
-                status, f'ended early, status {status}')
-            self.fail(f'L2 {why}; its console ended in:\n' + '\n'.join(
-                f'  | {s}' for s in console.splitlines()[-15:]))
+            why = ('panicked' if 'Kernel panic' in console else
+                   f'had not ended after {L2_LIMIT} s'
+                   if 'terminating on signal' in console else
+                   f'ended, status {self.log_text("l2-status").strip()}')
+            self.fail(f'L2 {why}; its console:\n'
+                      + tail(console.splitlines()))
 
         trace = self.log_text('qemu.log')
         res = {'scenario': self.name, 'upstream': self.upstream,
