@@ -71,8 +71,8 @@ def tap_outcomes(test, text, result, seconds, log):
     missing = planned - len(outcomes)
     if missing > 0:
         outcomes += [Outcome(f"{test} (no report, {i + 1} of {missing})",
-                             False, 0, f"the test ended early ({result})", log)
-                     for i in range(missing)]
+                             False, 0, f"the test ended early ({result})",
+                             "" if i else log) for i in range(missing)]
     elif not outcomes or (result != "OK" and
                           all(o.passed for o in outcomes)):
         outcomes.append(Outcome(test, False, seconds, result, log))
