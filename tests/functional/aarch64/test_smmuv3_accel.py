@@ -177,21 +177,21 @@ class SmmuV3Accel(QemuSystemTest):
         root_port_buses = 0x4010000000 + (2 << 15) + 0x18
 
         with QEMUQtestMachine(self.qemu_bin, [*self.l0_args(), '-cpu', 'max'],
-                              name='iort', base_temp_dir=self.workdir) as vm:
+                              name='iort', base_temp_dir=self.workdir) as probe:
 
             def dma_read(key, size):
                 command = struct.pack('>IIQ', key << 16 | 0xa, size,
                                       ram + 16)
-                vm.qtest(f'write {ram} 16 0x{command.hex()}')
+                probe.qtest(f'write {ram} 16 0x{command.hex()}')
                 # Writing the low half of the register starts it
                 value = int.from_bytes(struct.pack('>I', ram), 'little')
-                vm.qtest(f'writel {fw_cfg + 20} {value}')
-                reply = vm.qtest(f'read {ram + 16} {size}')
+                probe.qtest(f'writel {fw_cfg + 20} {value}')
+                reply = probe.qtest(f'read {ram + 16} {size}')
                 return bytes.fromhex(reply.split()[1].removeprefix('0x'))
 
-            vm.launch()
+            probe.launch()
             # The IORT maps the buses that firmware has numbered
-            vm.qtest(f'writel {root_port_buses} 0x00010100')
+            probe.qtest(f'writel {root_port_buses} 0x00010100')
             count, = struct.unpack('>I', dma_read(0x19, 4))
             files = dma_read(0x19, 4 + 64 * count)[4:]
             for size, key, _, name in struct.iter_unpack('>IHH56s', files):
@@ -203,13 +203,13 @@ class SmmuV3Accel(QemuSystemTest):
 
     def l2_script(self):
         """The shell script by which L1 starts L2."""
-        timeout = 1 if self.lost == 'all' else 5
+        timeout = {'all': 1, 'masked': 5}.get(self.lost, 10)
         params = ('console=ttyAMA0 loglevel=5 panic=-1 '
                   f'nvme_core.io_timeout={timeout} '
                   f'nvme_core.admin_timeout={timeout} '
                   f'job={self.row.job} read_mib={self.read_mib()} '
                   f'block={1024 if self.lost == "all" else 128} '
-                  f'lossy={1 if self.lost else 0} {self.row.params}')
+                  f'{self.row.params}')
         device = 'vfio-pci,host=0000:01:00.0,bus=rp,iommufd=iommufd0,romfile='
         if not self.row.irqfd:
             device += ',x-no-kvm-msix=on'
@@ -267,8 +267,8 @@ class SmmuV3Accel(QemuSystemTest):
     def run_guests(self, disk):
         """Boot L1, which runs L2, and unpack what L1 has saved."""
         Path(self.scratch_file('nvme')).write_bytes(disk)
-        with open(self.scratch_file('results'), 'wb') as f:
-            f.truncate(64 * MIB)
+        Path(self.scratch_file('results')).touch()
+        os.truncate(self.scratch_file('results'), 64 * MIB)
         Path(self.scratch_file('initrd')).write_bytes(self.l1_initrd())
 
         self.vm.set_console()
@@ -279,7 +279,7 @@ class SmmuV3Accel(QemuSystemTest):
             '-initrd', self.scratch_file('initrd'),
             '-append', 'console=ttyAMA0 loglevel=5 panic=-1 '
             'initcall_blacklist=nvme_init vfio-pci.ids=1b36:0010 '
-            f'l2_limit={L2_LIMIT}')
+            f'l2_limit={L2_LIMIT} stop_at_loss={0 if self.lost else 1}')
         self.vm.launch()
         self.follow_console('L1: L2 has ended')
         self.vm.wait()
@@ -304,6 +304,7 @@ class SmmuV3Accel(QemuSystemTest):
         console = plain(self.log_text('l2-console.log'))
         if not re.search('^lab: done$', console, re.M):
             why = ('panicked' if 'Kernel panic' in console else
+                   'lost an interrupt' if 'completion polled' in console else
                    f'had not ended after {L2_LIMIT} s'
                    if 'terminating on signal' in console else
                    f'ended, status {self.log_text("l2-status").strip()}')

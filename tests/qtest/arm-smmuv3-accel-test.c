@@ -1,0 +1,484 @@
+/*
+ * QTest for the address space of devices behind an accelerated SMMUv3
+ *
+ * A root port is enough of a device for that: its hot-plug interrupt is an
+ * MSI-X message that QEMU sends. The doorbell of most tests is in guest RAM by
+ * its number, and maps to another page of RAM, so that a message that goes
+ * astray is seen as well as one that arrives.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "libqtest.h"
+#include "libqos/pci.h"
+#include "libqos/generic-pcihost.h"
+#include "libqos/qos-smmuv3.h"
+#include "hw/arm/smmuv3-common.h"
+#include "hw/pci/pci.h"
+#include "hw/pci/pci_regs.h"
+#include "qobject/qdict.h"
+
+/* The first device on the virt machine's platform bus */
+#define SMMU_BASE       0x0c000000ull
+#define UART_BASE       0x09000000ull
+
+#define RAM(offset)     (QSMMU_SPACE_OFFS_NS + (offset))
+#define PORT_DEVFN      PCI_DEVFN(1, 0)
+
+#define DOORBELL        RAM(0xf001040)  /* a gIOVA */
+#define TARGET          RAM(0xe800000)  /* pages that it may map to */
+#define TARGET2         RAM(0xe900000)
+#define MSI_DATA        0x1234abcd
+#define MARKER          0x5a5a5a5a
+
+#define EVT_F_STE_FETCH     0x03
+#define EVT_C_BAD_STE       0x04
+#define EVT_F_TRANSLATION   0x10
+
+typedef struct AccelTest {
+    QTestState *qts;
+    QGenericPCIBus gbus;
+    QPCIDevice *port;
+    uint64_t slot_ctl;  /* of the port, in its configuration space */
+    char *bios;
+} AccelTest;
+
+/* accel=on wants firmware, which a qtest does not run. */
+static char *make_bios(void)
+{
+    static const char zeroes[4096];
+    char *path;
+    int fd = g_file_open_tmp("arm-smmuv3-accel-test-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(write(fd, zeroes, sizeof(zeroes)), ==, sizeof(zeroes));
+    close(fd);
+    return path;
+}
+
+static char *accel_args(const char *bios, const char *machine,
+                        const char *properties)
+{
+    return g_strdup_printf(
+        "-machine virt,%s -cpu max -smp 1 -m 512 -net none -bios %s "
+        "-device arm-smmuv3,primary-bus=pcie.0,accel=on,ril=on,ats=off,oas=44,%s "
+        "-device pcie-root-port,id=rp1,addr=1.0,chassis=1",
+        machine, bios, properties);
+}
+
+static void map(AccelTest *t, uint64_t giova, uint64_t pte)
+{
+    static const uint64_t tables[] = {
+        RAM(QSMMU_VTTB), RAM(QSMMU_L0_PTE_VAL), RAM(QSMMU_L1_PTE_VAL),
+        RAM(QSMMU_L2_PTE_VAL),
+    };
+
+    for (int level = 0; level < 4; level++) {
+        uint64_t index = (giova >> (39 - 9 * level)) & 0x1ff;
+        uint64_t next = level == 3 ? pte
+                                   : tables[level + 1] | QSMMU_NON_LEAF_PTE_MASK;
+
+        qtest_writeq(t->qts, tables[level] + index * 8, next);
+    }
+}
+
+static void map_page(AccelTest *t, uint64_t giova, uint64_t gpa)
+{
+    map(t, giova, gpa | QSMMU_LEAF_PTE_RW_MASK);
+}
+
+static AccelTest *accel_start(const char *properties)
+{
+    AccelTest *t = g_new0(AccelTest, 1);
+    g_autofree char *args = NULL;
+    uint8_t cap;
+
+    t->bios = make_bios();
+    args = accel_args(t->bios, "gic-version=3", properties);
+    t->qts = qtest_init(args);
+
+    qpci_init_generic(&t->gbus, t->qts, NULL, false);
+    t->port = qpci_device_find(&t->gbus.bus, PORT_DEVFN);
+    g_assert_nonnull(t->port);
+    qpci_device_enable(t->port);
+    cap = qpci_find_capability(t->port, PCI_CAP_ID_EXP, 0);
+    t->slot_ctl = cap + PCI_EXP_SLTCTL;
+
+    /* A hot-plug event that is pending until HPIE is set */
+    qtest_qmp_device_add(t->qts, "pcie-pci-bridge", "br1", "{'bus': 'rp1'}");
+
+    qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), 0);
+    qtest_writel(t->qts, TARGET2 + (DOORBELL & 0xfff), 0);
+    qtest_writel(t->qts, DOORBELL, MARKER);
+    return t;
+}
+
+static void accel_stop(AccelTest *t)
+{
+    qtest_quit(t->qts);
+    unlink(t->bios);
+    g_free(t->bios);
+    g_free(t->port);
+    g_free(t);
+}
+
+/* A linear stream table, one CD, page tables that map nothing of interest */
+static void enable_smmu(AccelTest *t)
+{
+    qsmmu_build_translation(t->qts, QSMMU_TM_S1_ONLY, QSMMU_SPACE_NONSECURE,
+                            PORT_DEVFN);
+    qsmmu_program_bank(t->qts, SMMU_BASE, QSMMU_SPACE_NONSECURE);
+}
+
+static void write_vector(AccelTest *t, uint64_t address, bool masked)
+{
+    QPCIBar bar = t->port->msix_table_bar;
+    uint64_t off = t->port->msix_table_off;
+
+    qpci_io_writel(t->port, bar, off + PCI_MSIX_ENTRY_LOWER_ADDR, address);
+    qpci_io_writel(t->port, bar, off + PCI_MSIX_ENTRY_UPPER_ADDR,
+                   address >> 32);
+    qpci_io_writel(t->port, bar, off + PCI_MSIX_ENTRY_DATA, MSI_DATA);
+    qpci_io_writel(t->port, bar, off + PCI_MSIX_ENTRY_VECTOR_CTRL, masked);
+}
+
+static void set_doorbell(AccelTest *t, uint64_t giova)
+{
+    qpci_msix_enable(t->port);
+    write_vector(t, giova, false);
+}
+
+/* Each change of HPIE while an event is pending makes QEMU send a message. */
+static void fire(AccelTest *t)
+{
+    uint16_t ctl = qpci_config_readw(t->port, t->slot_ctl);
+
+    qpci_config_writew(t->port, t->slot_ctl,
+                       (ctl ^ PCI_EXP_SLTCTL_HPIE) | PCI_EXP_SLTCTL_PDCE |
+                       PCI_EXP_SLTCTL_ABPE);
+}
+
+static uint32_t arrived(AccelTest *t, uint64_t page)
+{
+    return qtest_readl(t->qts, page + (DOORBELL & 0xfff));
+}
+
+static uint32_t number_of_events(AccelTest *t)
+{
+    return qtest_readl(t->qts, SMMU_BASE + 0x10000 + A_EVENTQ_PROD);
+}
+
+static void assert_one_event(AccelTest *t, uint8_t type)
+{
+    uint64_t event = RAM(QSMMU_EVENTQ_BASE_ADDR);
+
+    g_assert_cmpuint(number_of_events(t), ==, 1);
+    g_assert_cmphex(qtest_readl(t->qts, event) & 0xff, ==, type);
+    g_assert_cmphex(qtest_readl(t->qts, event + 4), ==, PORT_DEVFN);
+}
+
+/* Nothing arrived anywhere, and RAM at the doorbell's number is untouched. */
+static void assert_dropped(AccelTest *t)
+{
+    g_assert_cmphex(arrived(t, TARGET), ==, 0);
+    g_assert_cmphex(qtest_readl(t->qts, DOORBELL), ==, MARKER);
+}
+
+static void assert_delivered(AccelTest *t, uint64_t page)
+{
+    g_assert_cmphex(arrived(t, page), ==, MSI_DATA);
+    g_assert_cmphex(qtest_readl(t->qts, DOORBELL), ==, MARKER);
+    g_assert_cmpuint(number_of_events(t), ==, 0);
+}
+
+/* The table of a stream with more than one CD, as word 1 and 2 of its STE */
+static void set_ste_substreams(AccelTest *t, uint32_t s1cdmax, uint32_t s1dss)
+{
+    uint64_t ste = RAM(QSMMU_STR_TAB_BASE) + PORT_DEVFN * sizeof(STE);
+
+    qtest_writel(t->qts, ste + 4, s1cdmax << 27);
+    qtest_writel(t->qts, ste + 8, s1dss);
+}
+
+static void test_no_msi_controller(void)
+{
+    g_autofree char *bios = make_bios();
+    g_autofree char *args = accel_args(bios, "gic-version=3,msi=off",
+                                       "ssidsize=0");
+    g_autofree char *command = g_strdup_printf(
+        "%s -accel qtest -nodefaults -display none %s",
+        getenv("QTEST_QEMU_BINARY"), args);
+    g_autofree char *err = NULL;
+    g_autoptr(GError) error = NULL;
+    int status;
+
+    g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
+                                            &error));
+    unlink(bios);
+    g_test_message("%s", err);
+    g_assert_cmpint(status, !=, 0);
+    g_assert_nonnull(strstr(err, "accel=on needs an MSI controller"));
+    g_assert_nonnull(strstr(err, "-machine msi=its"));
+}
+
+static void test_mtree(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+    g_autofree char *mtree = qtest_hmp(t->qts, "info mtree");
+    const char *as = strstr(mtree, "smmuv3-accel-pcie.0-01.0\r\n");
+
+    g_assert_nonnull(as);
+    g_assert_nonnull(strstr(as, "(prio 1, i/o): smmuv3-accel-pcie.0-01.0-msi"));
+    g_assert_nonnull(strstr(as, "alias smmuv3-accel-pcie.0-01.0-sysmem "
+                                "@system"));
+    accel_stop(t);
+}
+
+static void test_smmu_disabled(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    set_doorbell(t, TARGET + (DOORBELL & 0xfff));
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_gbpa_abort(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    qtest_writel(t->qts, SMMU_BASE + A_GBPA,
+                 R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_dropped(t);
+    accel_stop(t);
+}
+
+static void test_translated(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    map_page(t, DOORBELL, TARGET);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_high_doorbell(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+    uint64_t giova = 0xfffff0000000ull | (DOORBELL & 0xfff);
+
+    enable_smmu(t);
+    map_page(t, giova, TARGET);
+    set_doorbell(t, giova);
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_unmapped(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+    uint64_t event = RAM(QSMMU_EVENTQ_BASE_ADDR);
+
+    enable_smmu(t);
+    set_doorbell(t, DOORBELL);
+    g_assert_cmpuint(number_of_events(t), ==, 0);
+    fire(t);
+    assert_dropped(t);
+    assert_one_event(t, EVT_F_TRANSLATION);
+    g_assert_cmphex(qtest_readq(t->qts, event + 16), ==, DOORBELL);
+    accel_stop(t);
+}
+
+static void test_mapped_late(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    set_doorbell(t, DOORBELL);
+    map_page(t, DOORBELL, TARGET);
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+/* No invalidation: with a virtual command queue QEMU would not see it. */
+static void test_remapped(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    map_page(t, DOORBELL, TARGET);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_delivered(t, TARGET);
+    g_assert_cmphex(arrived(t, TARGET2), ==, 0);
+
+    qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), MARKER);
+    map_page(t, DOORBELL, TARGET2);
+    fire(t);
+    assert_delivered(t, TARGET2);
+    g_assert_cmphex(arrived(t, TARGET), ==, MARKER);
+    accel_stop(t);
+}
+
+static void test_doorbell_moved(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    map_page(t, DOORBELL, TARGET);
+    map_page(t, DOORBELL + 0x1000, TARGET2);
+    set_doorbell(t, DOORBELL);
+    write_vector(t, DOORBELL + 0x1000, false);
+    fire(t);
+    assert_delivered(t, TARGET2);
+    g_assert_cmphex(arrived(t, TARGET), ==, 0);
+    accel_stop(t);
+}
+
+static void test_pending_while_masked(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    map_page(t, DOORBELL, TARGET);
+    qpci_msix_enable(t->port);
+    write_vector(t, DOORBELL, true);
+    fire(t);
+    assert_dropped(t);
+    g_assert_true(qpci_msix_pending(t->port, 0));
+
+    write_vector(t, DOORBELL, false);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_bad_ste(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    qtest_writel(t->qts,
+                 RAM(QSMMU_STR_TAB_BASE) + PORT_DEVFN * sizeof(STE), 0);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_dropped(t);
+    assert_one_event(t, EVT_C_BAD_STE);
+    accel_stop(t);
+}
+
+static void test_reserved_ips(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    for (uint32_t ips = 6; ips <= 7; ips++) {
+        enable_smmu(t);
+        map_page(t, DOORBELL, TARGET);
+        qtest_writel(t->qts, RAM(QSMMU_CD_GPA) + 4,
+                     (qtest_readl(t->qts, RAM(QSMMU_CD_GPA) + 4) & ~7) | ips);
+        set_doorbell(t, DOORBELL);
+        fire(t);
+        assert_delivered(t, TARGET);
+        qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), 0);
+    }
+    accel_stop(t);
+}
+
+/* A stream table on a device's registers ends in a fault, not in a read. */
+static void test_tables_in_memory_only(void)
+{
+    AccelTest *t = accel_start("ssidsize=0");
+
+    enable_smmu(t);
+    qtest_writeq(t->qts, SMMU_BASE + 0x80 /* STRTAB_BASE */, UART_BASE);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_dropped(t);
+    assert_one_event(t, EVT_F_STE_FETCH);
+    accel_stop(t);
+}
+
+static void test_s1dss_bypass(void)
+{
+    AccelTest *t = accel_start("ssidsize=4");
+
+    enable_smmu(t);
+    set_ste_substreams(t, 1, STE_S1DSS_BYPASS);
+    qtest_writel(t->qts, RAM(QSMMU_CD_GPA), 0); /* not valid, as Linux has it */
+    set_doorbell(t, TARGET + (DOORBELL & 0xfff));
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_s1dss_ssid0(void)
+{
+    AccelTest *t = accel_start("ssidsize=4");
+
+    enable_smmu(t);
+    set_ste_substreams(t, 1, STE_S1DSS_SSID0);
+    map_page(t, DOORBELL, TARGET);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_delivered(t, TARGET);
+    accel_stop(t);
+}
+
+static void test_s1dss_terminate(void)
+{
+    AccelTest *t = accel_start("ssidsize=4");
+
+    enable_smmu(t);
+    set_ste_substreams(t, 1, 0);
+    map_page(t, DOORBELL, TARGET);
+    set_doorbell(t, DOORBELL);
+    fire(t);
+    assert_dropped(t);
+    assert_one_event(t, 0x06 /* F_STREAM_DISABLED */);
+    accel_stop(t);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *path;
+        void (*fn)(void);
+    } tests[] = {
+        { "/accel/no-msi-controller", test_no_msi_controller },
+        { "/accel/mtree", test_mtree },
+        { "/accel/msi/smmu-disabled", test_smmu_disabled },
+        { "/accel/msi/gbpa-abort", test_gbpa_abort },
+        { "/accel/msi/translated", test_translated },
+        { "/accel/msi/high-doorbell", test_high_doorbell },
+        { "/accel/msi/unmapped", test_unmapped },
+        { "/accel/msi/mapped-late", test_mapped_late },
+        { "/accel/msi/remapped", test_remapped },
+        { "/accel/msi/doorbell-moved", test_doorbell_moved },
+        { "/accel/msi/pending-while-masked", test_pending_while_masked },
+        { "/accel/msi/bad-ste", test_bad_ste },
+        { "/accel/walk/reserved-ips", test_reserved_ips },
+        { "/accel/walk/tables-in-memory-only", test_tables_in_memory_only },
+        { "/accel/walk/s1dss-bypass", test_s1dss_bypass },
+        { "/accel/walk/s1dss-ssid0", test_s1dss_ssid0 },
+        { "/accel/walk/s1dss-terminate", test_s1dss_terminate },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    if (!qtest_has_machine("virt") || !qtest_has_device("arm-gicv3")) {
+        /* A build with KVM only: qtest uses the TCG GICv3. */
+        g_test_message("virt machine with TCG GICv3 not available");
+        return 0;
+    }
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        qtest_add_func(tests[i].path, tests[i].fn);
+    }
+    return g_test_run();
+}
