@@ -176,8 +176,9 @@ class SmmuV3Accel(QemuSystemTest):
         fw_cfg, ram = 0x9020000, 0x40000000
         root_port_buses = 0x4010000000 + (2 << 15) + 0x18
 
-        with QEMUQtestMachine(self.qemu_bin, [*self.l0_args(), '-cpu', 'max'],
-                              name='iort', base_temp_dir=self.workdir) as probe:
+        args = [*self.l0_args(), '-cpu', 'max']
+        with QEMUQtestMachine(self.qemu_bin, args, name='iort',
+                              base_temp_dir=self.workdir) as probe:
 
             def dma_read(key, size):
                 command = struct.pack('>IIQ', key << 16 | 0xa, size,
