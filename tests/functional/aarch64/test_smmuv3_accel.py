@@ -314,7 +314,8 @@ class SmmuV3Accel(QemuSystemTest):
 
         trace = self.log_text('qemu.log')
         res = {'scenario': self.name, 'upstream': self.upstream,
-               'read_mib': self.read_mib(), **self.row._asdict()}
+               'read_mib': self.read_mib(), 'its': GITS_TRANSLATER,
+               **self.row._asdict()}
         for name, value in re.findall(r'^lab: (\w+)=(.*)$', console, re.M):
             try:
                 value = int(value, 0)
