@@ -348,6 +348,7 @@ def store(patches, old, trailing):
         lines = [x for p in patches for x in (*p.comments, p.line())]
         gone = [c for p in old if p.name not in {q.name for q in patches}
                 for c in p.comments if c.strip()]
+        lines = [*lines, *gone, *trailing] if old else [*trailing, *lines]
         put("patches/series", "100644",
-            "".join(f"{x}\n" for x in [*lines, *gone, *trailing]).encode())
+            "".join(f"{x}\n" for x in lines).encode())
     return changed

@@ -57,12 +57,11 @@ def compiler_env():
     return env
 
 
-def ccache_counts():
-    """(hits, misses) so far."""
-    text = output(["ccache", "--print-stats"], env=compiler_env())
-    counts = dict(line.split("\t") for line in text.splitlines())
-    return (int(counts["direct_cache_hit"]) +
-            int(counts["preprocessed_cache_hit"]), int(counts["cache_miss"]))
+def ccache_counts(log):
+    """(compilations, hits) of the run that wrote the ccache log @log."""
+    text = log.read_text() if log.exists() else ""
+    hits = len(re.findall(r"^(?:direct|preprocessed)_cache_hit$", text, re.M))
+    return hits + len(re.findall(r"^cache_miss$", text, re.M)), hits
 
 
 # The arm64 libraries, for a host that is no Arm
@@ -148,7 +147,7 @@ def options(name, env):
         cross_options(env) + ["--host-cc=ccache gcc"])
 
 
-def configure(name, folder, source, env):
+def configure(name, label, folder, source, env):
     """Configure when that was not done, or otherwise."""
     command = [str(source / "configure"), *options(name, env)]
     stamp = folder / "series-configure"
@@ -159,7 +158,7 @@ def configure(name, folder, source, env):
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    run_logged(f"configure-{name}", command, what=f"configuring {name}",
+    run_logged(f"configure-{label}", command, what=f"configuring {label}",
                cwd=folder, env=env, progress=None)
     boot_roms(folder)
     write_file(stamp, text)
@@ -171,17 +170,19 @@ def build(name, folder=None, source=None, targets=(BINARY,)):
     source = source or BUILDS[name][0]
     if not (source / "configure").exists():
         die(f"{source} is not there", "make tree")
-    with lock(BUILD / f".{folder.name}.lock", folder.name):
+    label = "-".join(folder.relative_to(BUILD).parts)
+    with lock(BUILD / f".{label}.lock", label):
         if not (folder / BINARY).exists():
             need_space(BUILD, SPACE_MIB)
         env = compiler_env()
         firmware(source)
-        configure(name, folder, source, env)
-        hits, misses = ccache_counts()
-        run_logged(f"build-{folder.name}", ["ninja", "-C", folder, *targets],
-                   what=f"building {folder.name}", env=env)
-        hits, misses = [a - b for a, b in
-                        zip(ccache_counts(), (hits, misses))]
-        if hits + misses:
-            say(f"  {hits + misses} compilations, {hits} from ccache")
+        configure(name, label, folder, source, env)
+        stats = folder / "series-ccache"
+        stats.unlink(missing_ok=True)
+        run_logged(f"build-{label}", ["ninja", "-C", folder, *targets],
+                   what=f"building {label}",
+                   env=env | {"CCACHE_STATSLOG": str(stats)})
+        compiled, hits = ccache_counts(stats)
+        if compiled:
+            say(f"  {compiled} compilations, {hits} from ccache")
     return folder / BINARY

@@ -10,12 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common import LOGS, Progress, die, run_logged, say, write_file
+from patchset import load
 from qemu_build import BINARY, build, compiler_env
 
 QTESTS = ["qtest-aarch64/iommu-smmuv3-test", "qtest-aarch64/arm-cpu-features",
           "qtest-aarch64/bios-tables-test"]
-# The tests that the series adds.
-SUITE = "accel"
+
+
+def series_qtests():
+    """The qtests that the series adds."""
+    return [f"qtest-aarch64/{Path(f).stem}" for p in load()[0] for f in p.own
+            if re.match(r"tests/qtest/[^/]*-test\.c$", f)]
 
 
 @dataclass
@@ -27,23 +32,22 @@ class Outcome:
     log: str = ""
 
 
-def meson_tests(folder, names):
-    """[(test's name, ninja targets that it needs)] of @names and SUITE."""
+def meson_tests(folder, names, optional):
+    """[(test's name, ninja targets that it needs)]."""
     info = folder / "meson-info"
     tests = json.loads((info / "intro-tests.json").read_text())
     files = {t["id"]: t["filename"] for t in
              json.loads((info / "intro-targets.json").read_text())}
     found = []
     for test in tests:
-        suites = {s.split(":")[-1] for s in test["suite"]}
-        if test["name"] in names or SUITE in suites:
+        if test["name"] in (*names, *optional):
             found.append((test["name"],
                           [os.path.relpath(f, folder)
                            for d in test["depends"] for f in files[d]]))
     have = {name for name, _ in found}
     for name in names:
         if name not in have:
-            die(f"{folder} has no test {name}", f"rm -rf {folder}")
+            die(f"{folder} has no test {name}")
     return found
 
 
@@ -81,10 +85,11 @@ def tap_outcomes(test, text, result, seconds, log):
     return outcomes
 
 
-def run(folder, source, names=QTESTS, log="qtest", report=None):
-    """Run @names and SUITE of the build in @folder; [Outcome]."""
+def run(folder, source, names, optional=(), log="qtest", report=None):
+    """Run the tests @names of the build in @folder, and those of @optional
+    that are there; [Outcome]."""
     build("qemu", folder, source)       # meson's lists are of this source now
-    tests = meson_tests(folder, names)
+    tests = meson_tests(folder, names, optional)
     targets = sorted({t for _, needs in tests for t in needs})
     build("qemu", folder, source, targets)
     if any(n.endswith("/bios-tables-test") for n, _ in tests):
