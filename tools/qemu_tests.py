@@ -5,11 +5,10 @@ import json
 import os
 import re
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import LOGS, Progress, die, run_logged, say, write_file
+from common import LOGS, Progress, die, output, run_logged, write_file
 from patchset import load
 from qemu_build import BINARY, build, compiler_env
 
@@ -168,9 +167,13 @@ def acpi_expected(folder, source):
     (scratch / "pc-bios").symlink_to(folder / "pc-bios")
     env = compiler_env() | {"QTEST_QEMU_BINARY": str(folder / BINARY),
                             "TEST_ACPI_REBUILD_AML": "1"}
+    program = folder / "tests/qtest/bios-tables-test"
+    every = output([program, "-l"], cwd=scratch, env=env).splitlines()
     for name, (test, places) in FIRMWARE_CHOSEN.items():
-        run_logged(f"acpi-{name}", [folder / "tests/qtest/bios-tables-test",
-                                    "--tap", "-p", test, "-s", f"{test}/*"],
+        # A path stands for all below it, too.
+        below = [x for t in every if t.startswith(f"{test}/")
+                 for x in ("-s", t)]
+        run_logged(f"acpi-{name}", [program, "--tap", "-p", test, *below],
                    what=f"reading the firmware's addresses in {name}",
                    cwd=scratch, env=env, check=False, progress=None,
                    quiet=True)
