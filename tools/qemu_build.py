@@ -50,9 +50,11 @@ def compiler_env():
     so that a clone elsewhere finds what this one made."""
     env = {**os.environ, "CCACHE_DIR": str(CACHE / "ccache"),
            "CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1",
-           "CCACHE_COMPILERCHECK": "content", "CCACHE_MAXSIZE": "5G"}
+           "CCACHE_COMPILERCHECK": "content", "CCACHE_MAXSIZE": "5G",
+           "LC_ALL": "C.UTF-8"}
+    # ccache tells locales apart, also by the variables that LC_ALL overrides.
     for name in ("CCACHE_DISABLE", "CCACHE_PREFIX", "CCACHE_CONFIGPATH",
-                 "PKG_CONFIG_PATH"):
+                 "PKG_CONFIG_PATH", "LANG", "LC_CTYPE", "LC_MESSAGES"):
         env.pop(name, None)
     return env
 
