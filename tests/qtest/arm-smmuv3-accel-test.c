@@ -62,7 +62,8 @@ static char *accel_args(const char *bios, const char *machine,
 {
     return g_strdup_printf(
         "-machine virt,%s -cpu max -smp 1 -m 512 -net none -bios %s "
-        "-device arm-smmuv3,primary-bus=pcie.0,accel=on,ril=on,ats=off,oas=44,%s "
+        "-device arm-smmuv3,primary-bus=pcie.0,accel=on,"
+        "ril=on,ats=off,oas=44,%s "
         "-device pcie-root-port,id=rp1,addr=1.0,chassis=1",
         machine, bios, properties);
 }
@@ -76,10 +77,13 @@ static void map(AccelTest *t, uint64_t giova, uint64_t pte)
 
     for (int level = 0; level < 4; level++) {
         uint64_t index = (giova >> (39 - 9 * level)) & 0x1ff;
-        uint64_t next = level == 3 ? pte
-                                   : tables[level + 1] | QSMMU_NON_LEAF_PTE_MASK;
 
-        qtest_writeq(t->qts, tables[level] + index * 8, next);
+        if (level < 3) {
+            qtest_writeq(t->qts, tables[level] + index * 8,
+                         tables[level + 1] | QSMMU_NON_LEAF_PTE_MASK);
+        } else {
+            qtest_writeq(t->qts, tables[level] + index * 8, pte);
+        }
     }
 }
 
@@ -206,8 +210,9 @@ static void test_no_msi_controller(void)
     g_autofree char *bios = make_bios();
     g_autofree char *args = accel_args(bios, "gic-version=3,msi=off",
                                        "ssidsize=0");
+    /* A device that there is not ends QEMU in any case. */
     g_autofree char *command = g_strdup_printf(
-        "%s -accel qtest -nodefaults -display none %s",
+        "%s -accel qtest -nodefaults -display none %s -device no-such-device",
         getenv("QTEST_QEMU_BINARY"), args);
     g_autofree char *err = NULL;
     g_autoptr(GError) error = NULL;
