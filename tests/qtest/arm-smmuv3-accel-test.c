@@ -41,7 +41,6 @@ typedef struct AccelTest {
     QGenericPCIBus gbus;
     QPCIDevice *port;
     uint64_t slot_ctl;  /* of the port, in its configuration space */
-    char *bios;
 } AccelTest;
 
 /* accel=on wants firmware, which a qtest does not run. */
@@ -95,12 +94,14 @@ static void map_page(AccelTest *t, uint64_t giova, uint64_t gpa)
 static AccelTest *accel_start(const char *properties)
 {
     AccelTest *t = g_new0(AccelTest, 1);
+    g_autofree char *bios = NULL;
     g_autofree char *args = NULL;
     uint8_t cap;
 
-    t->bios = make_bios();
-    args = accel_args(t->bios, "gic-version=3", properties);
+    bios = make_bios();
+    args = accel_args(bios, "gic-version=3", properties);
     t->qts = qtest_init(args);
+    unlink(bios);
 
     qpci_init_generic(&t->gbus, t->qts, NULL, false);
     t->port = qpci_device_find(&t->gbus.bus, PORT_DEVFN);
@@ -121,8 +122,6 @@ static AccelTest *accel_start(const char *properties)
 static void accel_stop(AccelTest *t)
 {
     qtest_quit(t->qts);
-    unlink(t->bios);
-    g_free(t->bios);
     g_free(t->port);
     g_free(t);
 }
