@@ -1,0 +1,681 @@
+/*
+ * QTest for VFIO devices behind an accelerated SMMUv3
+ *
+ * The host is a double, see host-double.h: its devices send interrupts when
+ * the test says so, and it tells what QEMU did to it. The doorbell of most
+ * tests is in guest RAM by its number, and maps to another page of RAM, so
+ * that a message that goes astray is seen as well as one that arrives.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qemu/units.h"
+#include "libqtest.h"
+#include "libqos/pci.h"
+#include "libqos/generic-pcihost.h"
+#include "libqos/smmuv3-guest.h"
+#include "hw/pci/pci.h"
+#include "hw/pci/pci_regs.h"
+#include "qobject/qdict.h"
+#include "host-double.h"
+
+/* Devices on the virt machine's platform bus, in the order they are made */
+#define SMMU_BASE(n)    (0x0c000000ull + (n) * 0x20000)
+
+#define RAM_BASE        0x40000000ull
+#define RAM_SIZE        (512 * MiB)
+#define TABLES_SIZE     (32 * MiB)
+#define TABLES(n)       (RAM_BASE + 128 * MiB + (n) * TABLES_SIZE)
+
+#define DOORBELL        (RAM_BASE + 0xf001040)  /* a gIOVA */
+#define TARGET(n)       (RAM_BASE + 0xe800000 + (n) * 0x10000)
+#define MSI_DATA        0x1234abcd
+#define MARKER          0x5a5a5a5a
+
+#define GICD_BASE       0x08000000ull
+#define GICD_ISPENDR    0x200
+#define V2M_BASE        0x08020000ull
+#define V2M_SETSPI_NS   0x40
+#define V2M_FIRST_SPI   80
+
+/* The machine that a test has, built up until it is started */
+typedef struct Machine {
+    HostDouble *hd;
+    GString *args;
+    char *bios;
+    QTestState *qts;
+    QGenericPCIBus gbus;
+    QSMMUGuest smmu[2];
+} Machine;
+
+static char *make_bios(void)
+{
+    static const char zeroes[4096];
+    char *path;
+    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(write(fd, zeroes, sizeof(zeroes)), ==, sizeof(zeroes));
+    close(fd);
+    return path;
+}
+
+/* Without any device behind its SMMU, which has @properties */
+static Machine *machine_new(const char *gic, const char *properties)
+{
+    Machine *m = g_new0(Machine, 1);
+
+    m->hd = host_double_new();
+    m->bios = make_bios(); /* accel=on wants firmware, a qtest runs none */
+    m->args = g_string_new(NULL);
+    g_string_printf(m->args,
+                    "-machine virt,%s -cpu max -smp 1 -m 512 -net none "
+                    "-bios %s -object iommufd,id=iommufd0,fd=%d "
+                    "-device arm-smmuv3,primary-bus=pcie.0,accel=on,ril=on,"
+                    "ats=off,ssidsize=0,oas=44%s ",
+                    gic, m->bios, m->hd->iommufd[0], properties);
+    return m;
+}
+
+static Machine *machine_new_default(void)
+{
+    return machine_new("gic-version=3", "");
+}
+
+/* Have a device of physical SMMU @smmu at @where on the command line. */
+static HDDevice *add_vfio(Machine *m, int smmu, const char *where)
+{
+    HDDevice *dev = host_double_add_device(m->hd, smmu);
+
+    g_string_append_printf(m->args, "-device vfio-pci,id=vfio%u,fd=%d,"
+                           "iommufd=iommufd0,rombar=0,%s ",
+                           m->hd->num_devices - 1, dev->fd, where);
+    return dev;
+}
+
+static void machine_start(Machine *m)
+{
+    m->qts = host_double_qtest_init(m->hd, m->args->str);
+    qpci_init_generic(&m->gbus, m->qts, NULL, false);
+    for (int i = 0; i < ARRAY_SIZE(m->smmu); i++) {
+        qsmmu_guest_init(&m->smmu[i], m->qts, SMMU_BASE(i), TABLES(i),
+                         TABLES_SIZE);
+    }
+    qtest_writel(m->qts, DOORBELL, MARKER);
+}
+
+static void machine_stop(Machine *m)
+{
+    qtest_quit(m->qts);
+    unlink(m->bios);
+    g_free(m->bios);
+    g_string_free(m->args, true);
+    host_double_free(m->hd);
+    g_free(m);
+}
+
+/* The device at @devfn, with @bus in bits 15:8, enabled */
+static QPCIDevice *find_pci(Machine *m, int bdf)
+{
+    QPCIDevice *pci = qpci_device_find(&m->gbus.bus, bdf);
+
+    g_assert_nonnull(pci);
+    qpci_device_enable(pci);
+    return pci;
+}
+
+static uint64_t msix_entry(QPCIDevice *pci, unsigned vector)
+{
+    return pci->msix_table_off + vector * PCI_MSIX_ENTRY_SIZE;
+}
+
+static void mask_vector(QPCIDevice *pci, unsigned vector, bool masked)
+{
+    qpci_io_writel(pci, pci->msix_table_bar,
+                   msix_entry(pci, vector) + PCI_MSIX_ENTRY_VECTOR_CTRL,
+                   masked);
+}
+
+static void write_message(QPCIDevice *pci, unsigned vector, uint64_t address,
+                          uint32_t data)
+{
+    uint64_t entry = msix_entry(pci, vector);
+    QPCIBar bar = pci->msix_table_bar;
+
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_LOWER_ADDR, address);
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_UPPER_ADDR, address >> 32);
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_DATA, data);
+}
+
+/* As a driver does: MSI-X is enabled, then the vector is set up. */
+static void set_vector(QPCIDevice *pci, unsigned vector, uint64_t address,
+                       uint32_t data)
+{
+    if (!pci->msix_enabled) {
+        qpci_msix_enable(pci);
+    }
+    write_message(pci, vector, address, data);
+    mask_vector(pci, vector, false);
+}
+
+/*
+ * Fire and wait until QEMU has taken the interrupt. QEMU handles it at once
+ * then, before the next command of this test.
+ */
+static void fire_irq(Machine *m, HDDevice *dev, unsigned index,
+                     unsigned vector)
+{
+    g_assert_true(host_double_fire(m->hd, dev, index, vector));
+    g_assert_true(host_double_wait(m->hd, dev, index, vector));
+}
+
+static void fire(Machine *m, HDDevice *dev, unsigned vector)
+{
+    fire_irq(m, dev, VFIO_PCI_MSIX_IRQ_INDEX, vector);
+}
+
+/* The word that a message to @giova on page @page leaves, and set it to 0 */
+static uint32_t take(Machine *m, uint64_t page, uint64_t giova)
+{
+    uint64_t addr = page + (giova & 0xfff);
+    uint32_t data = qtest_readl(m->qts, addr);
+
+    qtest_writel(m->qts, addr, 0);
+    return data;
+}
+
+static void assert_ram_intact(Machine *m)
+{
+    g_assert_cmphex(qtest_readl(m->qts, DOORBELL), ==, MARKER);
+}
+
+static void assert_delivered(Machine *m, uint64_t page)
+{
+    g_assert_cmphex(take(m, page, DOORBELL), ==, MSI_DATA);
+    assert_ram_intact(m);
+    g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 0);
+}
+
+static void assert_dropped(Machine *m)
+{
+    g_assert_cmphex(take(m, TARGET(0), DOORBELL), ==, 0);
+    assert_ram_intact(m);
+}
+
+static void assert_one_event(Machine *m, uint8_t type, uint32_t sid)
+{
+    uint64_t event[4];
+
+    g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 1);
+    qsmmu_event(&m->smmu[0], 0, event);
+    g_assert_cmphex(QSMMU_EVT_TYPE(event), ==, type);
+    g_assert_cmphex(QSMMU_EVT_SID(event), ==, sid);
+}
+
+/* The only object of a kind, or 0 */
+static uint32_t only_object(Machine *m, HDType type)
+{
+    uint32_t found = 0;
+
+    for (int id = 1; id < HD_MAX_OBJECTS; id++) {
+        if (m->hd->shm->objects[id].type == type) {
+            g_assert_cmpuint(found, ==, 0);
+            found = id;
+        }
+    }
+    return found;
+}
+
+/* All of guest RAM is mapped one to one, writable, and from one block. */
+static void assert_ram_mapped(Machine *m, uint32_t ioas)
+{
+    uint64_t iova = RAM_BASE, va = 0;
+
+    while (iova < RAM_BASE + RAM_SIZE) {
+        HDMap *found = NULL;
+
+        for (int i = 0; i < HD_MAX_MAPS; i++) {
+            HDMap *map = &m->hd->shm->maps[i];
+
+            if (map->ioas == ioas && map->iova <= iova &&
+                iova - map->iova < map->length) {
+                found = map;
+            }
+        }
+        g_assert_nonnull(found);
+        g_assert_true(found->flags & IOMMU_IOAS_MAP_WRITEABLE);
+        if (!va) {
+            va = found->start - found->iova;
+        }
+        g_assert_cmphex(found->start - found->iova, ==, va);
+        iova = found->iova + found->length;
+    }
+}
+
+static unsigned count_maps(Machine *m, uint32_t ioas)
+{
+    unsigned n = 0;
+
+    for (int i = 0; i < HD_MAX_MAPS; i++) {
+        n += m->hd->shm->maps[i].ioas == ioas;
+    }
+    return n;
+}
+
+/* A machine with one device at 02.0, which has a domain that maps nothing */
+typedef struct OneDevice {
+    Machine *m;
+    HDDevice *dev;
+    QPCIDevice *pci;
+    QSMMUDomain *domain;
+} OneDevice;
+
+#define ONE_SID PCI_DEVFN(2, 0)
+
+static OneDevice one_device_start(Machine *m)
+{
+    OneDevice t = { .m = m };
+
+    t.dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    machine_start(m);
+    t.pci = find_pci(m, ONE_SID);
+    qsmmu_guest_enable(&m->smmu[0]);
+    t.domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
+    qsmmu_attach(&m->smmu[0], ONE_SID, t.domain);
+    return t;
+}
+
+static void one_device_stop(OneDevice *t)
+{
+    g_free(t->domain);
+    g_free(t->pci);
+    machine_stop(t->m);
+}
+
+static void test_own_address_space(void)
+{
+    Machine *m = machine_new_default();
+    g_autofree char *mtree = NULL;
+
+    add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    add_vfio(m, 0, "bus=pcie.0,addr=3.0");
+    machine_start(m);
+    mtree = qtest_hmp(m->qts, "info mtree");
+    for (int slot = 2; slot <= 3; slot++) {
+        g_autofree char *as =
+            g_strdup_printf("address-space: smmuv3-accel-pcie.0-%02d.0\r\n",
+                            slot);
+
+        g_assert_nonnull(strstr(mtree, as));
+    }
+    machine_stop(m);
+}
+
+static void test_one_ioas(void)
+{
+    Machine *m = machine_new_default();
+    const unsigned n = 4;
+    HDDevice *dev[4];
+    uint32_t ioas;
+
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *where = g_strdup_printf("bus=pcie.0,addr=%u.0", i + 2);
+
+        dev[i] = add_vfio(m, 0, where);
+    }
+    machine_start(m);
+
+    ioas = only_object(m, HD_IOAS);
+    g_assert_cmpuint(ioas, !=, 0);
+    g_assert_cmpuint(only_object(m, HD_HWPT_PAGING), !=, 0);
+    g_assert_cmpuint(only_object(m, HD_VIOMMU), !=, 0);
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(dev[i]->hwpt, !=, 0);
+    }
+    assert_ram_mapped(m, ioas);
+    machine_stop(m);
+}
+
+/* Two SMMUs of the guest and of the host: one IOAS, a nesting parent each */
+static void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu)
+{
+    g_string_append(m->args,
+                    "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,bus_nr=8 "
+                    "-device arm-smmuv3,primary-bus=pxb,accel=on,ril=on,"
+                    "ats=off,ssidsize=0,oas=44 "
+                    "-device pcie-root-port,id=rp,bus=pxb,chassis=1 ");
+    dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    dev[1] = add_vfio(m, second_host_smmu, "bus=rp");
+    machine_start(m);
+}
+
+static void test_one_ioas_two_vsmmus(void)
+{
+    for (int host_smmu = 0; host_smmu < 2; host_smmu++) {
+        Machine *m = machine_new_default();
+        HDDevice *dev[2];
+        uint32_t ioas;
+
+        start_two_smmus(m, dev, host_smmu);
+        ioas = only_object(m, HD_IOAS);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_HWPT_PAGING), ==,
+                         host_smmu + 1);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_VIOMMU), ==, 2);
+        g_assert_cmpuint(dev[0]->hwpt, !=, dev[1]->hwpt);
+        assert_ram_mapped(m, ioas);
+        machine_stop(m);
+    }
+}
+
+static void test_no_sharing_with_bypassed(void)
+{
+    Machine *m = machine_new_default();
+    HDDevice *dev[2];
+
+    g_string_append(m->args, "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,"
+                             "bus_nr=8,bypass_iommu=on "
+                             "-device pcie-root-port,id=rp,bus=pxb,chassis=1 ");
+    dev[1] = add_vfio(m, 0, "bus=rp");
+    dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    machine_start(m);
+    g_assert_cmpuint(host_double_objects(m->hd, HD_IOAS), ==, 2);
+    g_assert_cmpuint(m->hd->shm->objects[dev[0]->hwpt].type, ==,
+                     HD_HWPT_NESTED);
+    g_assert_cmpuint(m->hd->shm->objects[dev[1]->hwpt].type, ==,
+                     HD_HWPT_PAGING);
+    g_assert_false(m->hd->shm->objects[dev[1]->hwpt].flags &
+                   IOMMU_HWPT_ALLOC_NEST_PARENT);
+    machine_stop(m);
+}
+
+static void test_doorbell_leaves_stage2(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint32_t ioas = only_object(t.m, HD_IOAS);
+    unsigned maps, mapped, unmapped;
+
+    /* The BAR with the table is mapped now as well. */
+    qpci_msix_enable(t.pci);
+    maps = count_maps(t.m, ioas);
+    mapped = host_double_calls(t.m->hd, IOMMU_IOAS_MAP);
+    unmapped = host_double_calls(t.m->hd, IOMMU_IOAS_UNMAP);
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    set_vector(t.pci, 1, DOORBELL + 0x1000, MSI_DATA);
+    write_message(t.pci, 1, DOORBELL + 0x2000, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    qpci_msix_disable(t.pci);
+
+    g_assert_cmpuint(count_maps(t.m, ioas), ==, maps);
+    g_assert_cmpuint(host_double_calls(t.m->hd, IOMMU_IOAS_MAP), ==, mapped);
+    g_assert_cmpuint(host_double_calls(t.m->hd, IOMMU_IOAS_UNMAP), ==,
+                     unmapped);
+    assert_ram_mapped(t.m, ioas);
+    one_device_stop(&t);
+}
+
+static void test_translated(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
+static void test_unmapped(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint64_t event[4];
+
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    fire(t.m, t.dev, 0);
+    assert_dropped(t.m);
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+    qsmmu_event(&t.m->smmu[0], 0, event);
+    g_assert_cmphex(QSMMU_EVT_ADDR(event), ==, DOORBELL);
+    one_device_stop(&t);
+}
+
+static void test_pending_while_masked(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    mask_vector(t.pci, 0, true);
+    fire(t.m, t.dev, 0);
+    assert_dropped(t.m);
+    g_assert_true(qpci_msix_pending(t.pci, 0));
+
+    mask_vector(t.pci, 0, false);
+    assert_delivered(t.m, TARGET(0));
+    g_assert_false(qpci_msix_pending(t.pci, 0));
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
+static void test_several_pages(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    const unsigned n = 4;
+
+    for (unsigned i = 0; i < n; i++) {
+        qsmmu_map(t.domain, DOORBELL + i * 0x1000, TARGET(i));
+        set_vector(t.pci, i, DOORBELL + i * 0x1000, MSI_DATA + i);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        fire(t.m, t.dev, i);
+        for (unsigned j = 0; j < n; j++) {
+            g_assert_cmphex(take(t.m, TARGET(j), DOORBELL), ==,
+                            i == j ? MSI_DATA + i : 0);
+        }
+    }
+    assert_ram_intact(t.m);
+    one_device_stop(&t);
+}
+
+static void test_two_domains(void)
+{
+    Machine *m = machine_new_default();
+    HDDevice *dev[2];
+    QPCIDevice *pci[2];
+    QSMMUDomain *domain[2];
+
+    for (int i = 0; i < 2; i++) {
+        g_autofree char *where = g_strdup_printf("bus=pcie.0,addr=%d.0", i + 2);
+
+        dev[i] = add_vfio(m, 0, where);
+    }
+    machine_start(m);
+    qsmmu_guest_enable(&m->smmu[0]);
+    for (int i = 0; i < 2; i++) {
+        uint32_t sid = PCI_DEVFN(i + 2, 0);
+
+        pci[i] = find_pci(m, sid);
+        domain[i] = qsmmu_domain_new(&m->smmu[0], 12, i + 1);
+        qsmmu_map(domain[i], DOORBELL, TARGET(i));
+        qsmmu_attach(&m->smmu[0], sid, domain[i]);
+        set_vector(pci[i], 0, DOORBELL, MSI_DATA);
+    }
+    for (int i = 0; i < 2; i++) {
+        fire(m, dev[i], 0);
+        g_assert_cmphex(take(m, TARGET(!i), DOORBELL), ==, 0);
+        assert_delivered(m, TARGET(i));
+    }
+    for (int i = 0; i < 2; i++) {
+        g_free(pci[i]);
+        g_free(domain[i]);
+    }
+    machine_stop(m);
+}
+
+static void test_no_bus_master(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint16_t cmd = qpci_config_readw(t.pci, PCI_COMMAND);
+
+    qpci_config_writew(t.pci, PCI_COMMAND, cmd & ~PCI_COMMAND_MASTER);
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_dropped(t.m);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    qpci_config_writew(t.pci, PCI_COMMAND, cmd);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
+/* Through the doorbell of a GICv2m, on a page as Linux would have it */
+static void test_gicv2m(void)
+{
+    const unsigned spi = V2M_FIRST_SPI + 5;
+    const uint64_t ispendr = GICD_BASE + GICD_ISPENDR + spi / 32 * 4;
+    OneDevice t = one_device_start(machine_new("gic-version=2", ""));
+
+    /* Edge triggered, so that the pulse stays pending */
+    qtest_writel(t.m->qts, GICD_BASE + 0xc00 + spi / 16 * 4,
+                 2u << (spi % 16 * 2));
+    qsmmu_map(t.domain, 0xfffff000, V2M_BASE);
+    set_vector(t.pci, 0, 0xfffff000 + V2M_SETSPI_NS, spi);
+    g_assert_cmphex(qtest_readl(t.m->qts, ispendr), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(qtest_readl(t.m->qts, ispendr), ==, 1u << (spi % 32));
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* Give a root port a bus and all of PCI's memory. */
+static QPCIDevice *enable_port(Machine *m, int bdf)
+{
+    QPCIDevice *port = find_pci(m, bdf);
+
+    g_assert_cmpint(qpci_secondary_buses_init(&m->gbus.bus), ==, 1);
+    qpci_config_writew(port, PCI_MEMORY_BASE, 0x1000);
+    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0x3ef0);
+    return port;
+}
+
+static void set_slot_power(QPCIDevice *port, bool on)
+{
+    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+
+    qpci_config_writew(port, cap + PCI_EXP_SLTCTL,
+                       on ? PCI_EXP_SLTCTL_PWR_IND_ON
+                          : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
+}
+
+static void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    int fd = dev->fd;
+
+    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
+                                 "'arguments': { 'fdname': 'hotplug' } }");
+    qtest_qmp_device_add(m->qts, "vfio-pci", "hot",
+                         "{ 'fd': 'hotplug', 'iommufd': 'iommufd0', "
+                         "'rombar': 0, 'bus': 'rp' }");
+    set_slot_power(port, true);
+}
+
+/* With the guest's consent. The last reference goes with an RCU callback. */
+static void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+
+    qtest_qmp_device_del_send(m->qts, "hot");
+    set_slot_power(port, false);
+    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
+    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+}
+
+static void test_hotplug(void)
+{
+    const uint32_t sid = PCI_BUILD_BDF(1, 0);
+    Machine *m = machine_new_default();
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+    QSMMUDomain *domain;
+    QPCIDevice *port;
+
+    g_string_append(m->args,
+                    "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,"
+                    "chassis=1 ");
+    machine_start(m);
+    port = enable_port(m, PCI_DEVFN(1, 0));
+    qsmmu_guest_enable(&m->smmu[0]);
+    domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
+    qsmmu_map(domain, DOORBELL, TARGET(0));
+
+    for (int i = 0; i < 3; i++) {
+        QPCIDevice *pci;
+
+        plug(m, dev, port);
+        pci = find_pci(m, sid);
+        qsmmu_attach(&m->smmu[0], sid, domain);
+        assert_ram_mapped(m, only_object(m, HD_IOAS));
+        g_assert_cmpuint(m->hd->shm->objects[dev->hwpt].type, ==,
+                         HD_HWPT_NESTED);
+        set_vector(pci, 0, DOORBELL, MSI_DATA);
+        fire(m, dev, 0);
+        assert_delivered(m, TARGET(0));
+
+        /* A guest may take the stream's domain away first, or not. */
+        if (i == 1) {
+            qsmmu_attach(&m->smmu[0], sid, NULL);
+        }
+        unplug(m, dev, port);
+        for (HDType type = HD_DEVICE; type <= HD_VEVENTQ; type++) {
+            g_assert_cmpuint(host_double_objects(m->hd, type), ==, 0);
+        }
+        g_free(pci);
+    }
+    g_free(domain);
+    g_free(port);
+    machine_stop(m);
+}
+
+int main(int argc, char **argv)
+{
+    static const struct {
+        const char *path;
+        void (*fn)(void);
+    } tests[] = {
+        { "/accel/attach/own-address-space", test_own_address_space },
+        { "/accel/attach/one-ioas", test_one_ioas },
+        { "/accel/attach/one-ioas-two-vsmmus", test_one_ioas_two_vsmmus },
+        { "/accel/attach/no-sharing-with-bypassed",
+          test_no_sharing_with_bypassed },
+        { "/accel/attach/doorbell-leaves-stage2",
+          test_doorbell_leaves_stage2 },
+        { "/accel/msix/translated", test_translated },
+        { "/accel/msix/unmapped", test_unmapped },
+        { "/accel/msix/pending-while-masked", test_pending_while_masked },
+        { "/accel/msix/several-pages", test_several_pages },
+        { "/accel/msix/two-domains", test_two_domains },
+        { "/accel/msix/no-bus-master", test_no_bus_master },
+        { "/accel/msix/gicv2m", test_gicv2m },
+        { "/accel/hotplug", test_hotplug },
+    };
+
+    g_test_init(&argc, &argv, NULL);
+    if (!qtest_has_machine("virt") || !qtest_has_device("arm-gicv3")) {
+        /* A build with KVM only: qtest uses the TCG GICv3. */
+        g_test_message("virt machine with TCG GICv3 not available");
+        return 0;
+    }
+    for (int i = 0; i < ARRAY_SIZE(tests); i++) {
+        qtest_add_func(tests[i].path, tests[i].fn);
+    }
+    return g_test_run();
+}

@@ -1,0 +1,197 @@
+/*
+ * What a guest does to an Arm SMMUv3: registers, queues and tables
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "smmuv3-guest.h"
+
+#define QUEUE_LOG2SIZE  8
+#define STRTAB_LOG2SIZE 12  /* 16 buses */
+#define CR1_CACHEABLE   0xd75
+
+#define STE_S1_ONLY     (1ull | 5 << 1)
+
+void qsmmu_guest_init(QSMMUGuest *g, QTestState *qts, uint64_t base,
+                      uint64_t mem, uint64_t size)
+{
+    *g = (QSMMUGuest) {
+        .qts = qts,
+        .base = base,
+        .next = mem,
+        .end = mem + size,
+    };
+    g->strtab = qsmmu_guest_alloc(g, sizeof(STE) << STRTAB_LOG2SIZE);
+    g->cmdq = qsmmu_guest_alloc(g, 16 << QUEUE_LOG2SIZE);
+    g->eventq = qsmmu_guest_alloc(g, 32 << QUEUE_LOG2SIZE);
+}
+
+uint64_t qsmmu_guest_alloc(QSMMUGuest *g, uint64_t size)
+{
+    uint64_t addr = ROUND_UP(g->next, size);
+
+    g_assert_cmphex(addr + size, <=, g->end);
+    g->next = addr + size;
+    qtest_memset(g->qts, addr, 0, size);
+    return addr;
+}
+
+void qsmmu_guest_enable(QSMMUGuest *g)
+{
+    qtest_writel(g->qts, g->base + A_CR1, CR1_CACHEABLE);
+    qtest_writeq(g->qts, g->base + A_CMDQ_BASE, g->cmdq | QUEUE_LOG2SIZE);
+    qtest_writel(g->qts, g->base + A_CMDQ_PROD, 0);
+    qtest_writel(g->qts, g->base + A_CMDQ_CONS, 0);
+    qtest_writeq(g->qts, g->base + A_EVENTQ_BASE, g->eventq | QUEUE_LOG2SIZE);
+    qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_PROD, 0);
+    qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_CONS, 0);
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, STRTAB_LOG2SIZE);
+    qtest_writeq(g->qts, g->base + A_STRTAB_BASE, g->strtab);
+    g->cmdq_prod = 0;
+    qtest_writel(g->qts, g->base + A_CR0,
+                 R_CR0_CMDQEN_MASK | R_CR0_EVENTQEN_MASK);
+    qtest_writel(g->qts, g->base + A_CR0, R_CR0_CMDQEN_MASK |
+                 R_CR0_EVENTQEN_MASK | R_CR0_SMMUEN_MASK);
+    /* CFGI_ALL, as a driver does */
+    qsmmu_command(g, SMMU_CMD_CFGI_STE_RANGE, 31);
+}
+
+void qsmmu_guest_disable(QSMMUGuest *g)
+{
+    qtest_writel(g->qts, g->base + A_CR0,
+                 R_CR0_CMDQEN_MASK | R_CR0_EVENTQEN_MASK);
+}
+
+void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1)
+{
+    uint64_t addr = g->cmdq + 16 * (g->cmdq_prod % (1 << QUEUE_LOG2SIZE));
+    uint32_t cons;
+
+    qtest_writeq(g->qts, addr, word0);
+    qtest_writeq(g->qts, addr + 8, word1);
+    /* The wrap flag is the bit above the index. */
+    g->cmdq_prod = (g->cmdq_prod + 1) % (2 << QUEUE_LOG2SIZE);
+    qtest_writel(g->qts, g->base + A_CMDQ_PROD, g->cmdq_prod);
+    cons = qtest_readl(g->qts, g->base + A_CMDQ_CONS);
+    g_assert_cmphex(cons, ==, g->cmdq_prod); /* no error either */
+}
+
+void qsmmu_cfgi_ste(QSMMUGuest *g, uint32_t sid)
+{
+    qsmmu_command(g, SMMU_CMD_CFGI_STE | (uint64_t)sid << 32, 1);
+}
+
+void qsmmu_cfgi_cd(QSMMUGuest *g, uint32_t sid)
+{
+    qsmmu_command(g, SMMU_CMD_CFGI_CD | (uint64_t)sid << 32, 1);
+}
+
+void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va)
+{
+    qsmmu_command(d->g, SMMU_CMD_TLBI_NH_VA | (uint64_t)d->asid << 48,
+                  va & ~0xfffull);
+}
+
+void qsmmu_set_ste(QSMMUGuest *g, uint32_t sid, uint64_t word0,
+                   uint64_t word1)
+{
+    uint64_t ste = g->strtab + sid * sizeof(STE);
+
+    g_assert_cmphex(sid, <, 1 << STRTAB_LOG2SIZE);
+    qtest_writeq(g->qts, ste + 8, word1);
+    qtest_writeq(g->qts, ste, word0);
+}
+
+void qsmmu_attach(QSMMUGuest *g, uint32_t sid, QSMMUDomain *d)
+{
+    qsmmu_set_ste(g, sid, d ? STE_S1_ONLY | d->cd : 0, 0);
+    qsmmu_cfgi_ste(g, sid);
+}
+
+QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid)
+{
+    static const uint32_t tg0[] = { [12] = 0, [14] = 2, [16] = 1 };
+    QSMMUDomain *d = g_new0(QSMMUDomain, 1);
+    CD cd = { };
+
+    *d = (QSMMUDomain) {
+        .g = g,
+        .cd = qsmmu_guest_alloc(g, sizeof(CD)),
+        .ttb = qsmmu_guest_alloc(g, 1 << granule),
+        .granule = granule,
+        .asid = asid,
+    };
+    CD_SET_VALID(&cd, 1);
+    CD_SET_AARCH64(&cd, 1);
+    CD_SET_ASID(&cd, asid);
+    CD_SET_A(&cd, 1);
+    CD_SET_R(&cd, 1);
+    CD_SET_AFFD(&cd, 1);
+    CD_SET_IPS(&cd, 5);
+    CD_SET_TSZ(&cd, 0, 16);
+    CD_SET_TG(&cd, 0, tg0[granule]);
+    CD_SET_EPD(&cd, 1, 1);
+    CD_SET_TTB(&cd, 0, d->ttb);
+    for (int i = 0; i < ARRAY_SIZE(cd.word); i++) {
+        qtest_writel(g->qts, d->cd + i * 4, cd.word[i]);
+    }
+    return d;
+}
+
+/* How far a level's index is shifted */
+static unsigned level_shift(QSMMUDomain *d, int level)
+{
+    return d->granule + (3 - level) * (d->granule - 3);
+}
+
+void qsmmu_domain_set_pte(QSMMUDomain *d, uint64_t va, int level, uint64_t pte)
+{
+    QTestState *qts = d->g->qts;
+    uint64_t table = d->ttb;
+    int l = d->granule == 16 ? 1 : 0;
+
+    for (;; l++) {
+        /* The first level may resolve fewer bits than the others. */
+        uint64_t index = (va & MAKE_64BIT_MASK(0, 48)) >> level_shift(d, l);
+        uint64_t addr = table + (index & MAKE_64BIT_MASK(0, d->granule - 3)) *
+                        sizeof(pte);
+        uint64_t next;
+
+        if (l == level) {
+            qtest_writeq(qts, addr, pte);
+            return;
+        }
+        next = qtest_readq(qts, addr);
+        if (!(next & 1)) {
+            next = qsmmu_guest_alloc(d->g, 1 << d->granule) | 3;
+            qtest_writeq(qts, addr, next);
+        }
+        table = next & MAKE_64BIT_MASK(12, 36);
+    }
+}
+
+void qsmmu_map(QSMMUDomain *d, uint64_t va, uint64_t pa)
+{
+    qsmmu_domain_set_pte(d, va, 3, pa | QSMMU_PTE_RW);
+}
+
+void qsmmu_unmap(QSMMUDomain *d, uint64_t va)
+{
+    qsmmu_domain_set_pte(d, va, 3, 0);
+}
+
+unsigned qsmmu_events(QSMMUGuest *g)
+{
+    uint32_t prod = qtest_readl(g->qts, g->base + 0x10000 + A_EVENTQ_PROD);
+
+    g_assert_cmpuint(prod, <, 1 << QUEUE_LOG2SIZE);
+    return prod;
+}
+
+void qsmmu_event(QSMMUGuest *g, unsigned index, uint64_t event[4])
+{
+    for (int i = 0; i < 4; i++) {
+        event[i] = qtest_readq(g->qts, g->eventq + index * 32 + i * 8);
+    }
+}

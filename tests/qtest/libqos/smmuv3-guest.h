@@ -1,0 +1,117 @@
+/*
+ * What a guest does to an Arm SMMUv3: registers, queues and tables
+ *
+ * For an SMMU at any base, with any number of streams and domains, unlike
+ * qos-smmuv3.h which has one fixed translation.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef LIBQOS_SMMUV3_GUEST_H
+#define LIBQOS_SMMUV3_GUEST_H
+
+#include "../libqtest.h"
+#include "hw/arm/smmuv3-common.h"
+
+/* Of a leaf: accessed, inner shareable, writable */
+#define QSMMU_PTE_RW            0x0000000000000743ull
+
+/* Where an event has the stream ID and the address, as 64-bit words */
+#define QSMMU_EVT_TYPE(evt)     ((evt)[0] & 0xff)
+#define QSMMU_EVT_SID(evt)      ((evt)[0] >> 32)
+#define QSMMU_EVT_ADDR(evt)     ((evt)[2])
+
+/* Events */
+#define QSMMU_F_STE_FETCH       0x03
+#define QSMMU_C_BAD_STE         0x04
+#define QSMMU_F_STREAM_DISABLED 0x06
+#define QSMMU_F_CD_FETCH        0x09
+#define QSMMU_C_BAD_CD          0x0a
+#define QSMMU_F_WALK_EABT       0x0b
+#define QSMMU_F_TRANSLATION     0x10
+
+typedef struct QSMMUGuest {
+    QTestState *qts;
+    uint64_t base;          /* of the registers */
+    uint64_t next, end;     /* guest RAM for tables that is not used yet */
+    uint64_t strtab, cmdq, eventq;
+    uint32_t cmdq_prod;
+} QSMMUGuest;
+
+/* A CD with its page tables */
+typedef struct QSMMUDomain {
+    QSMMUGuest *g;
+    uint64_t cd;
+    uint64_t ttb;
+    unsigned granule;       /* as a shift: 12, 14 or 16 */
+    uint16_t asid;
+} QSMMUDomain;
+
+/**
+ * qsmmu_guest_init - prepare tables and queues, leave the SMMU as it is
+ *
+ * @base: where the registers are
+ * @mem: guest RAM that the tables may use
+ * @size: of that RAM
+ */
+void qsmmu_guest_init(QSMMUGuest *g, QTestState *qts, uint64_t base,
+                      uint64_t mem, uint64_t size);
+
+/**
+ * qsmmu_guest_enable - enable queues and translation; all streams are invalid
+ */
+void qsmmu_guest_enable(QSMMUGuest *g);
+void qsmmu_guest_disable(QSMMUGuest *g);
+
+/**
+ * qsmmu_guest_alloc - zeroed, aligned to @size, a power of 2
+ */
+uint64_t qsmmu_guest_alloc(QSMMUGuest *g, uint64_t size);
+
+/**
+ * qsmmu_command - issue a command and check that it was consumed
+ */
+void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1);
+void qsmmu_cfgi_ste(QSMMUGuest *g, uint32_t sid);
+void qsmmu_cfgi_cd(QSMMUGuest *g, uint32_t sid);
+void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va);
+
+/**
+ * qsmmu_set_ste - write the first two 64-bit words of an STE
+ *
+ * Nothing is invalidated.
+ */
+void qsmmu_set_ste(QSMMUGuest *g, uint32_t sid, uint64_t word0,
+                   uint64_t word1);
+
+/**
+ * qsmmu_attach - let stream @sid translate by @d, or be invalid if NULL
+ */
+void qsmmu_attach(QSMMUGuest *g, uint32_t sid, QSMMUDomain *d);
+
+/**
+ * qsmmu_domain_new - a domain of 48 bits that maps nothing
+ *
+ * @granule: 12, 14 or 16
+ */
+QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid);
+
+/**
+ * qsmmu_domain_set_pte - write the descriptor of @va at @level
+ */
+void qsmmu_domain_set_pte(QSMMUDomain *d, uint64_t va, int level,
+                          uint64_t pte);
+
+/**
+ * qsmmu_map - map one page; nothing is invalidated
+ */
+void qsmmu_map(QSMMUDomain *d, uint64_t va, uint64_t pa);
+void qsmmu_unmap(QSMMUDomain *d, uint64_t va);
+
+/**
+ * qsmmu_events - number of events ever recorded
+ */
+unsigned qsmmu_events(QSMMUGuest *g);
+void qsmmu_event(QSMMUGuest *g, unsigned index, uint64_t event[4]);
+
+#endif /* LIBQOS_SMMUV3_GUEST_H */
