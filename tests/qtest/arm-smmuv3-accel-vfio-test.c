@@ -35,6 +35,8 @@
 
 #define GICD_BASE       0x08000000ull
 #define GICD_ISPENDR    0x200
+#define GICD_ICPENDR    0x280
+#define GICD_ICFGR      0xc00
 #define V2M_BASE        0x08020000ull
 #define V2M_SETSPI_NS   0x40
 #define V2M_FIRST_SPI   80
@@ -97,6 +99,7 @@ static HDDevice *add_vfio(Machine *m, int smmu, const char *where)
 static void machine_start(Machine *m)
 {
     m->qts = host_double_qtest_init(m->hd, m->args->str);
+    unlink(m->bios);
     qpci_init_generic(&m->gbus, m->qts, NULL, false);
     for (int i = 0; i < ARRAY_SIZE(m->smmu); i++) {
         qsmmu_guest_init(&m->smmu[i], m->qts, SMMU_BASE(i), TABLES(i),
@@ -108,7 +111,6 @@ static void machine_start(Machine *m)
 static void machine_stop(Machine *m)
 {
     qtest_quit(m->qts);
-    unlink(m->bios);
     g_free(m->bios);
     g_string_free(m->args, true);
     host_double_free(m->hd);
@@ -543,13 +545,357 @@ static void test_gicv2m(void)
     OneDevice t = one_device_start(machine_new("gic-version=2", ""));
 
     /* Edge triggered, so that the pulse stays pending */
-    qtest_writel(t.m->qts, GICD_BASE + 0xc00 + spi / 16 * 4,
+    qtest_writel(t.m->qts, GICD_BASE + GICD_ICFGR + spi / 16 * 4,
                  2u << (spi % 16 * 2));
     qsmmu_map(t.domain, 0xfffff000, V2M_BASE);
     set_vector(t.pci, 0, 0xfffff000 + V2M_SETSPI_NS, spi);
     g_assert_cmphex(qtest_readl(t.m->qts, ispendr), ==, 0);
     fire(t.m, t.dev, 0);
     g_assert_cmphex(qtest_readl(t.m->qts, ispendr), ==, 1u << (spi % 32));
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/*
+ * Routes. The irqchip is the accelerator's; interrupts that it injects as
+ * well as those that QEMU sends end as an SPI of the GICv2m.
+ */
+
+#define V2M_DOORBELL    (0xfffff000 + V2M_SETSPI_NS)  /* as Linux has it */
+#define SPI             (V2M_FIRST_SPI + 5)
+
+static Machine *machine_new_irqchip(void)
+{
+    Machine *m = machine_new("gic-version=2", "");
+
+    g_string_append(m->args, "-accel qtest,irqchip=on ");
+    return m;
+}
+
+static OneDevice irqchip_start(Machine *m)
+{
+    OneDevice t = one_device_start(m);
+
+    /* All of the frame's SPIs, edge triggered: a pulse stays pending. */
+    for (int spi = V2M_FIRST_SPI; spi < V2M_FIRST_SPI + 64; spi += 16) {
+        qtest_writel(t.m->qts, GICD_BASE + GICD_ICFGR + spi / 16 * 4,
+                     0xaaaaaaaa);
+    }
+    return t;
+}
+
+static void map_v2m(OneDevice *t)
+{
+    qsmmu_map(t->domain, V2M_DOORBELL & ~0xfffull, V2M_BASE);
+}
+
+/* Was this SPI raised since the last time? */
+static bool take_spi(Machine *m, unsigned spi)
+{
+    uint64_t reg = spi / 32 * 4;
+    uint32_t bit = 1u << (spi % 32);
+    bool pending = qtest_readl(m->qts, GICD_BASE + GICD_ISPENDR + reg) & bit;
+
+    qtest_writel(m->qts, GICD_BASE + GICD_ICPENDR + reg, bit);
+    return pending;
+}
+
+/* Routes in use; none may have an irqfd without. */
+static unsigned count_routes(Machine *m)
+{
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(m->qts, routes, ARRAY_SIZE(routes));
+    unsigned used = 0;
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    for (unsigned i = 0; i < n; i++) {
+        used += routes[i].used;
+        g_assert_true(routes[i].used || routes[i].fd < 0);
+    }
+    return used;
+}
+
+/* The route of a vector that the irqchip injects, in @route */
+static bool find_route(OneDevice *t, unsigned index, unsigned vector,
+                       QTestIrqRoute *route)
+{
+    int fd = host_double_eventfd(t->m->hd, t->dev, index, vector);
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, ARRAY_SIZE(routes));
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    g_assert_cmpint(fd, !=, HD_NONE); /* else the interrupt is lost */
+    for (unsigned i = 0; i < n; i++) {
+        if (routes[i].fd == fd) {
+            *route = routes[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+static void assert_routed_index(OneDevice *t, unsigned index, unsigned vector,
+                                uint64_t address, uint32_t data)
+{
+    QTestIrqRoute route;
+
+    g_assert_true(find_route(t, index, vector, &route));
+    g_assert_true(route.used);
+    g_assert_true(route.committed);
+    g_assert_cmphex(route.address, ==, address);
+    g_assert_cmphex(route.data, ==, data);
+    g_assert_cmphex(route.devid, ==, ONE_SID);
+}
+
+static void assert_routed(OneDevice *t, unsigned vector, uint64_t address,
+                          uint32_t data)
+{
+    assert_routed_index(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, address, data);
+}
+
+static void assert_not_routed(OneDevice *t, unsigned vector)
+{
+    QTestIrqRoute route;
+
+    g_assert_false(find_route(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, &route));
+}
+
+/* How many messages the irqchip has injected */
+static uint64_t injected(OneDevice *t)
+{
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, ARRAY_SIZE(routes));
+    uint64_t sum = 0;
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(routes[i].lost, ==, 0);
+        sum += routes[i].sent;
+    }
+    return sum;
+}
+
+static void test_route(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 1);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+
+    g_assert_false(take_spi(t.m, SPI));
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* To decide on a route is no access: there is no event. */
+static void test_route_unmapped(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+
+    /* QEMU has it, and translates it as it fires. */
+    map_v2m(&t);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 1);
+    one_device_stop(&t);
+}
+
+static void test_route_masked(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    mask_vector(t.pci, 0, true);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    g_assert_true(qpci_msix_pending(t.pci, 0));
+
+    mask_vector(t.pci, 0, false);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(injected(&t), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    one_device_stop(&t);
+}
+
+static void test_route_function_masked(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+    uint8_t cap = qpci_find_capability(t.pci, PCI_CAP_ID_MSIX, 0);
+    uint16_t flags;
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    flags = qpci_config_readw(t.pci, cap + PCI_MSIX_FLAGS);
+    qpci_config_writew(t.pci, cap + PCI_MSIX_FLAGS,
+                       flags | PCI_MSIX_FLAGS_MASKALL);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+
+    qpci_config_writew(t.pci, cap + PCI_MSIX_FLAGS, flags);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    one_device_stop(&t);
+}
+
+/* What changed while the vector was masked counts when it is unmasked. */
+static void test_route_updated_on_unmask(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    mask_vector(t.pci, 0, true);
+    qsmmu_map(t.domain, 0xffffe000, V2M_BASE);
+    write_message(t.pci, 0, 0xffffe000 + V2M_SETSPI_NS, SPI + 1);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    g_assert_true(take_spi(t.m, SPI + 1));
+
+    mask_vector(t.pci, 0, true);
+    qsmmu_unmap(t.domain, 0xffffe000);
+    mask_vector(t.pci, 0, false);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI + 1));
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+    one_device_stop(&t);
+}
+
+/* A vector that the irqchip does not take is QEMU's. */
+static void test_route_failures(void)
+{
+    static const char *const calls[] = { "add", "attach", "update" };
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    qpci_msix_enable(t.pci);
+    for (unsigned i = 0; i < ARRAY_SIZE(calls); i++) {
+        if (!strcmp(calls[i], "update")) {
+            set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+            mask_vector(t.pci, i, true);
+        }
+        qtest_irqchip_fail(t.m->qts, calls[i], 1, EINVAL);
+        set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+        g_assert_cmpuint(count_routes(t.m), ==, 0);
+        fire(t.m, t.dev, i);
+        g_assert_true(take_spi(t.m, SPI + i));
+        g_assert_cmpuint(injected(&t), ==, 0);
+    }
+    one_device_stop(&t);
+}
+
+static void test_route_batch(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+    const unsigned n = 8;
+    uint64_t commits;
+
+    map_v2m(&t);
+    qpci_msix_enable(t.pci);
+    for (unsigned i = 0; i < n; i++) {
+        set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+    }
+    qpci_msix_disable(t.pci);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+
+    /* The vectors are unmasked when MSI-X is enabled. */
+    commits = qtest_irqchip_calls(t.m->qts, "commit");
+    qpci_msix_enable(t.pci);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits + 1);
+    g_assert_cmpuint(count_routes(t.m), ==, n);
+    for (unsigned i = 0; i < n; i++) {
+        assert_routed(&t, i, V2M_BASE + V2M_SETSPI_NS, SPI + i);
+        fire(t.m, t.dev, i);
+        g_assert_true(take_spi(t.m, SPI + i));
+    }
+    g_assert_cmpuint(injected(&t), ==, n);
+    one_device_stop(&t);
+}
+
+static void test_route_option(void)
+{
+    Machine *m = machine_new_irqchip();
+    OneDevice t;
+
+    g_string_append(m->args, "-global vfio-pci.x-no-kvm-msix=on ");
+    t = irqchip_start(m);
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    one_device_stop(&t);
+}
+
+/* Enable 2^@log_vectors MSI vectors. */
+static void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
+                       unsigned log_vectors)
+{
+    uint8_t cap = qpci_find_capability(pci, PCI_CAP_ID_MSI, 0);
+    uint16_t flags = qpci_config_readw(pci, cap + PCI_MSI_FLAGS);
+
+    flags = (flags & ~PCI_MSI_FLAGS_QSIZE) | log_vectors << 4;
+    qpci_config_writel(pci, cap + PCI_MSI_ADDRESS_LO, address);
+    qpci_config_writel(pci, cap + PCI_MSI_ADDRESS_HI, address >> 32);
+    qpci_config_writew(pci, cap + PCI_MSI_DATA_64, data);
+    qpci_config_writew(pci, cap + PCI_MSI_FLAGS, flags | PCI_MSI_FLAGS_ENABLE);
+}
+
+static void test_route_msi(void)
+{
+    const unsigned msi = VFIO_PCI_MSI_IRQ_INDEX;
+    const unsigned first = V2M_FIRST_SPI + 8;
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    enable_msi(t.pci, V2M_DOORBELL, first, 2);
+    g_assert_cmpuint(count_routes(t.m), ==, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_routed_index(&t, msi, i, V2M_BASE + V2M_SETSPI_NS, first + i);
+        fire_irq(t.m, t.dev, msi, i);
+        g_assert_true(take_spi(t.m, first + i));
+    }
+    g_assert_cmpuint(injected(&t), ==, 4);
+    one_device_stop(&t);
+}
+
+static void test_msi(void)
+{
+    const unsigned first = V2M_FIRST_SPI + 8;
+    OneDevice t = irqchip_start(machine_new("gic-version=2", ""));
+
+    map_v2m(&t);
+    enable_msi(t.pci, V2M_DOORBELL, first, 3);
+    for (unsigned i = 0; i < 8; i++) {
+        fire_irq(t.m, t.dev, VFIO_PCI_MSI_IRQ_INDEX, i);
+        g_assert_true(take_spi(t.m, first + i));
+    }
     g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
     one_device_stop(&t);
 }
@@ -665,6 +1011,16 @@ int main(int argc, char **argv)
         { "/accel/msix/two-domains", test_two_domains },
         { "/accel/msix/no-bus-master", test_no_bus_master },
         { "/accel/msix/gicv2m", test_gicv2m },
+        { "/accel/msi/gicv2m", test_msi },
+        { "/accel/route/routed", test_route },
+        { "/accel/route/unmapped", test_route_unmapped },
+        { "/accel/route/masked", test_route_masked },
+        { "/accel/route/function-masked", test_route_function_masked },
+        { "/accel/route/updated-on-unmask", test_route_updated_on_unmask },
+        { "/accel/route/failures", test_route_failures },
+        { "/accel/route/batch", test_route_batch },
+        { "/accel/route/option", test_route_option },
+        { "/accel/route/msi", test_route_msi },
         { "/accel/hotplug", test_hotplug },
     };
 
