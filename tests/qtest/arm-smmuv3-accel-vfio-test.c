@@ -37,6 +37,10 @@
 #define GICD_ISPENDR    0x200
 #define GICD_ICPENDR    0x280
 #define GICD_ICFGR      0xc00
+#define ITS_BASE        0x08080000ull
+#define ITS_TRANSLATER  (ITS_BASE + 0x10040)
+#define GICR_BASE       0x080a0000ull
+#define ITS_TABLES      (RAM_BASE + 64 * MiB)
 #define V2M_BASE        0x08020000ull
 #define V2M_SETSPI_NS   0x40
 #define V2M_FIRST_SPI   80
@@ -557,6 +561,485 @@ static void test_gicv2m(void)
 }
 
 /*
+ * An ITS that takes events 0 to 15 of device @devid to LPIs 8192 to 8207.
+ * These are not enabled, so they stay in the pending table.
+ */
+#define LPI_PENDING     (ITS_TABLES + 0x50000)
+#define FIRST_LPI       8192
+
+static void its_command(Machine *m, unsigned index, uint64_t word0,
+                        uint64_t word1, uint64_t word2)
+{
+    uint64_t addr = ITS_TABLES + index * 32;
+
+    qtest_writeq(m->qts, addr, word0);
+    qtest_writeq(m->qts, addr + 8, word1);
+    qtest_writeq(m->qts, addr + 16, word2);
+    qtest_writeq(m->qts, addr + 24, 0);
+    qtest_writeq(m->qts, ITS_BASE + 0x88 /* CWRITER */, (index + 1) * 32);
+    g_assert_cmphex(qtest_readq(m->qts, ITS_BASE + 0x90 /* CREADR */), ==,
+                    (index + 1) * 32);
+}
+
+static void its_start(Machine *m, uint32_t devid)
+{
+    const uint64_t valid = 1ull << 63, dev = (uint64_t)devid << 32;
+    unsigned n = 0;
+
+    qtest_memset(m->qts, ITS_TABLES, 0, 0x80000);
+    qtest_writeq(m->qts, GICR_BASE + 0x70 /* PROPBASER */,
+                 (ITS_TABLES + 0x40000) | 15);
+    qtest_writeq(m->qts, GICR_BASE + 0x78 /* PENDBASER */, LPI_PENDING);
+    qtest_writel(m->qts, GICR_BASE, 1 /* EnableLPIs */);
+
+    qtest_writeq(m->qts, ITS_BASE + 0x80 /* CBASER */, valid | ITS_TABLES);
+    qtest_writeq(m->qts, ITS_BASE + 0x100 /* BASER: devices */,
+                 valid | (ITS_TABLES + 0x10000) | 15);
+    qtest_writeq(m->qts, ITS_BASE + 0x108 /* BASER: collections */,
+                 valid | (ITS_TABLES + 0x20000));
+    qtest_writel(m->qts, ITS_BASE, 1 /* enabled */);
+    its_command(m, n++, 0x09 /* MAPC */, 0, valid);
+    its_command(m, n++, 0x08 /* MAPD */ | dev, 3,
+                valid | (ITS_TABLES + 0x30000));
+    for (uint64_t event = 0; event < 16; event++) {
+        its_command(m, n++, 0x0a /* MAPTI */ | dev,
+                    event | (FIRST_LPI + event) << 32, 0);
+    }
+}
+
+/* Did this event arrive since the last time? */
+static bool take_lpi(Machine *m, unsigned event)
+{
+    uint64_t addr = LPI_PENDING + (FIRST_LPI + event) / 8;
+    uint8_t bit = 1 << event % 8;
+    uint8_t pending = qtest_readb(m->qts, addr);
+
+    qtest_writeb(m->qts, addr, pending & ~bit);
+    return pending & bit;
+}
+
+/* The ITS knows the device by the ID that comes with the message. */
+static void test_its(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    its_start(t.m, ONE_SID);
+    qsmmu_map(t.domain, 0xfffff000, ITS_TRANSLATER & ~0xfffull);
+    for (unsigned i = 0; i < 4; i++) {
+        set_vector(t.pci, i, 0xfffff040, i + 3);
+        fire(t.m, t.dev, i);
+        g_assert_true(take_lpi(t.m, i + 3));
+    }
+    g_assert_false(take_lpi(t.m, 0));
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* A guest may choose any address for its doorbell. */
+static void test_any_doorbell(void)
+{
+    static const uint64_t doorbells[] = {
+        0x40,                       /* the first page */
+        HD_RESERVED_BASE + 0x40,    /* what the host has for its own MSIs */
+        V2M_BASE + V2M_SETSPI_NS,
+        0x09000000,                 /* a device's registers */
+        0xfffff040,
+        0x100000040,
+        TARGET(0) + 0x40,           /* identity */
+        0xfffffffff040,
+    };
+    OneDevice t = one_device_start(machine_new_default());
+
+    for (unsigned i = 0; i < ARRAY_SIZE(doorbells); i++) {
+        g_test_message("doorbell 0x%" PRIx64, doorbells[i]);
+        qsmmu_map(t.domain, doorbells[i] & ~0xfffull, TARGET(0));
+        set_vector(t.pci, 0, doorbells[i], MSI_DATA + i);
+        fire(t.m, t.dev, 0);
+        g_assert_cmphex(take(t.m, TARGET(0), doorbells[i]), ==, MSI_DATA + i);
+    }
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* All granules, at all levels that may have a block */
+static void test_granules(void)
+{
+    static const struct {
+        unsigned granule;
+        int level;
+        unsigned shift;     /* of what one descriptor maps */
+    } cases[] = {
+        { 12, 3, 12 }, { 12, 2, 21 }, { 12, 1, 30 },
+        { 14, 3, 14 }, { 14, 2, 25 },
+        { 16, 3, 16 }, { 16, 2, 29 },
+    };
+    const uint64_t giova = 0x7abcdef12040;
+    OneDevice t = one_device_start(machine_new_default());
+
+    set_vector(t.pci, 0, giova, MSI_DATA);
+    for (unsigned i = 0; i < ARRAY_SIZE(cases); i++) {
+        QSMMUDomain *d = qsmmu_domain_new(&t.m->smmu[0], cases[i].granule,
+                                          i + 2);
+        uint64_t mask = MAKE_64BIT_MASK(0, cases[i].shift);
+        uint64_t out = RAM_BASE & ~mask;
+        uint64_t target = out | (giova & mask);
+        uint64_t type = cases[i].level == 3 ? 3 : 1;
+
+        g_test_message("granule 2^%u, level %d", cases[i].granule,
+                       cases[i].level);
+        qsmmu_domain_set_pte(d, giova, cases[i].level,
+                             out | (QSMMU_PTE_RW & ~3ull) | type);
+        qsmmu_attach(&t.m->smmu[0], ONE_SID, d);
+        if (target >= RAM_BASE && target < RAM_BASE + RAM_SIZE) {
+            fire(t.m, t.dev, 0);
+            g_assert_cmphex(take(t.m, target & ~0xfffull, giova), ==,
+                            MSI_DATA);
+        } else {
+            /* A block of more than RAM is tried where it does map RAM. */
+            uint64_t in_ram = (giova & ~mask) | (TARGET(0) & mask);
+
+            set_vector(t.pci, 0, in_ram | 0x40, MSI_DATA);
+            fire(t.m, t.dev, 0);
+            g_assert_cmphex(take(t.m, TARGET(0), 0x40), ==, MSI_DATA);
+            set_vector(t.pci, 0, giova, MSI_DATA);
+        }
+        g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+        g_free(d);
+    }
+    one_device_stop(&t);
+}
+
+/* With and without an invalidation: no cache is consulted */
+static void test_remapped(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    for (int i = 0; i < 4; i++) {
+        qsmmu_map(t.domain, DOORBELL & ~0xfffull, TARGET(i));
+        if (i == 3) {
+            qsmmu_tlbi_va(t.domain, DOORBELL);
+        }
+        fire(t.m, t.dev, 0);
+        assert_delivered(t.m, TARGET(i));
+    }
+    one_device_stop(&t);
+}
+
+static void test_domain_switched(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    qsmmu_map(other, DOORBELL, TARGET(1));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(0), DOORBELL), ==, 0);
+    assert_delivered(t.m, TARGET(1));
+
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, t.domain);
+    qsmmu_set_ttb(t.domain, other->ttb);
+    qsmmu_cfgi_cd(&t.m->smmu[0], ONE_SID);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(0), DOORBELL), ==, 0);
+    assert_delivered(t.m, TARGET(1));
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_stream_states(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+
+    /* Abort is silent. */
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_ABORT, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    fire(t.m, t.dev, 0);
+    assert_dropped(t.m);
+    g_assert_cmpuint(qsmmu_events(g), ==, 0);
+
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    set_vector(t.pci, 0, TARGET(1) | 0x40, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(1), 0x40), ==, MSI_DATA);
+
+    qsmmu_attach(g, ONE_SID, NULL);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(1), 0x40), ==, 0);
+    assert_one_event(t.m, QSMMU_C_BAD_STE, ONE_SID);
+
+    qsmmu_guest_disable(g);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(1), 0x40), ==, MSI_DATA);
+    qtest_writel(t.m->qts, g->base + A_GBPA,
+                 R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(1), 0x40), ==, 0);
+    g_assert_cmpuint(qsmmu_events(g), ==, 1);
+    one_device_stop(&t);
+}
+
+/* CD.R decides whether a translation fault is recorded. */
+static void test_fault_not_recorded(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint32_t word = qtest_readl(t.m->qts, t.domain->cd + A_CD_1);
+
+    qtest_writel(t.m->qts, t.domain->cd + A_CD_1, word & ~R_CD_1_R_MASK);
+    qsmmu_cfgi_cd(&t.m->smmu[0], ONE_SID);
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_dropped(t.m);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* A doorbell that maps to what is no doorbell harms nobody. */
+static void test_wrong_target(void)
+{
+    static const uint64_t targets[] = {
+        0x08080000,     /* the ITS's control frame */
+        0x0b000000,     /* nothing */
+        SMMU_BASE(0),   /* the SMMU itself */
+    };
+    OneDevice t = one_device_start(machine_new_default());
+
+    set_vector(t.pci, 0, DOORBELL & ~0xfffull, MSI_DATA);
+    for (unsigned i = 0; i < ARRAY_SIZE(targets); i++) {
+        qsmmu_map(t.domain, DOORBELL, targets[i]);
+        fire(t.m, t.dev, 0);
+        assert_ram_intact(t.m);
+        g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    }
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(0), 0), ==, MSI_DATA);
+    one_device_stop(&t);
+}
+
+static void test_reset(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+
+    qtest_system_reset(t.m->qts);
+    g_assert_cmpuint(t.dev->resets, >, 1);
+    g_assert_cmpint(host_double_eventfd(t.m->hd, t.dev,
+                                        VFIO_PCI_MSIX_IRQ_INDEX, 0), ==,
+                    HD_NONE);
+
+    /* The SMMU is disabled now. */
+    g_free(t.pci);
+    t.pci = find_pci(t.m, ONE_SID);
+    set_vector(t.pci, 0, TARGET(1) | 0x40, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    g_assert_cmphex(take(t.m, TARGET(1), 0x40), ==, MSI_DATA);
+    qsmmu_guest_enable(&t.m->smmu[0]);
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
+/* Give a root port a bus and all of PCI's memory. */
+static QPCIDevice *enable_port(Machine *m, int bdf)
+{
+    QPCIDevice *port = find_pci(m, bdf);
+
+    g_assert_cmpint(qpci_secondary_buses_init(&m->gbus.bus), ==, 1);
+    qpci_config_writew(port, PCI_MEMORY_BASE, 0x1000);
+    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0x3ef0);
+    return port;
+}
+
+static void set_slot_power(QPCIDevice *port, bool on)
+{
+    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+
+    qpci_config_writew(port, cap + PCI_EXP_SLTCTL,
+                       on ? PCI_EXP_SLTCTL_PWR_IND_ON
+                          : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
+}
+
+static void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    int fd = dev->fd;
+
+    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
+                                 "'arguments': { 'fdname': 'hotplug' } }");
+    qtest_qmp_device_add(m->qts, "vfio-pci", "hot",
+                         "{ 'fd': 'hotplug', 'iommufd': 'iommufd0', "
+                         "'rombar': 0, 'bus': 'rp' }");
+    set_slot_power(port, true);
+}
+
+/* With the guest's consent. The last reference goes with an RCU callback. */
+static void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+
+    qtest_qmp_device_del_send(m->qts, "hot");
+    set_slot_power(port, false);
+    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
+    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+}
+
+/*
+ * The host follows the guest. What is attached to the device is a nested HWPT
+ * with the guest's STE, or one that aborts or bypasses stage 1.
+ */
+
+static uint64_t attached_ste(OneDevice *t)
+{
+    HDObject *hwpt = &t->m->hd->shm->objects[t->dev->hwpt];
+
+    g_assert_cmpuint(hwpt->type, ==, HD_HWPT_NESTED);
+    return hwpt->data[0];
+}
+
+static void test_host_follows_ste(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_ABORT, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    qsmmu_attach(g, ONE_SID, t.domain);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
+    qsmmu_attach(g, ONE_SID, NULL);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    one_device_stop(&t);
+}
+
+static void test_host_follows_smmuen(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    qsmmu_guest_disable(&t.m->smmu[0]);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    one_device_stop(&t);
+}
+
+static void test_host_follows_gbpa(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint64_t gbpa = t.m->smmu[0].base + A_GBPA;
+
+    /* It has no effect while the SMMU is enabled. */
+    qtest_writel(t.m->qts, gbpa, R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
+    one_device_stop(&t);
+}
+
+static void test_host_follows_missing_ste(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+
+    /* The stream table ends before the device's STE. */
+    qtest_writel(t.m->qts, t.m->smmu[0].base + A_STRTAB_BASE_CFG, 2);
+    qsmmu_cfgi_ste(&t.m->smmu[0], ONE_SID);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    one_device_stop(&t);
+}
+
+/* An error of the host must not leave the old translation in place. */
+static void test_host_follows_after_failure(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    host_double_fail(t.m->hd, IOMMU_HWPT_ALLOC, 1, ENOMEM);
+    qsmmu_set_ste(&t.m->smmu[0], ONE_SID, QSMMU_STE_S1 | other->cd, 0);
+    qsmmu_issue(&t.m->smmu[0], SMMU_CMD_CFGI_STE | (uint64_t)ONE_SID << 32, 1);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_free(other);
+    one_device_stop(&t);
+}
+
+/* A device that comes second gets what its SMMU does, too. */
+static void test_host_follows_second_device(void)
+{
+    Machine *m = machine_new_default();
+    HDDevice *second = host_double_add_device(m->hd, 0);
+    HDObject *hwpt;
+    QPCIDevice *port;
+    OneDevice t;
+
+    g_string_append(m->args,
+                    "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,"
+                    "chassis=1 ");
+    t = one_device_start(m);
+    port = enable_port(m, PCI_DEVFN(1, 0));
+    qsmmu_guest_disable(&m->smmu[0]);
+    qtest_writel(m->qts, m->smmu[0].base + A_GBPA,
+                 R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    plug(m, second, port);
+    hwpt = &m->hd->shm->objects[second->hwpt];
+    g_assert_cmpuint(hwpt->type, ==, HD_HWPT_NESTED);
+    g_assert_cmphex(hwpt->data[0], ==, QSMMU_STE_ABORT);
+    g_free(port);
+    one_device_stop(&t);
+}
+
+static void test_host_event(void)
+{
+    static const uint64_t fault[4] = {
+        QSMMU_F_TRANSLATION, 0, 0x12345000, 0,
+    };
+    OneDevice t = one_device_start(machine_new_default());
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+    uint64_t event[4];
+
+    g_assert_true(host_double_post_event(t.m->hd, t.dev, fault));
+    while (!qsmmu_events(&t.m->smmu[0])) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+    qsmmu_event(&t.m->smmu[0], 0, event);
+    g_assert_cmphex(QSMMU_EVT_ADDR(event), ==, 0x12345000);
+    one_device_stop(&t);
+}
+
+static void test_host_invalidation(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    unsigned calls = host_double_calls(t.m->hd, IOMMU_HWPT_INVALIDATE);
+    HDShared *shm = t.m->hd->shm;
+    HDCall *last;
+
+    qsmmu_tlbi_va(t.domain, DOORBELL);
+    g_assert_cmpuint(host_double_calls(t.m->hd, IOMMU_HWPT_INVALIDATE), ==,
+                     calls + 1);
+    last = &shm->calls[shm->num_calls - 1];
+    g_assert_cmpint(last->result, ==, 0);
+    g_assert_cmphex(last->arg[1], ==,
+                    SMMU_CMD_TLBI_NH_VA | (uint64_t)t.domain->asid << 48);
+    g_assert_cmphex(last->arg[2], ==, DOORBELL & ~0xfffull);
+    one_device_stop(&t);
+}
+
+/*
  * Routes. The irqchip is the accelerator's; interrupts that it injects as
  * well as those that QEMU sends end as an SPI of the GICv2m.
  */
@@ -787,6 +1270,23 @@ static void test_route_updated_on_unmask(void)
     one_device_stop(&t);
 }
 
+static void test_route_its(void)
+{
+    Machine *m = machine_new_default();
+    OneDevice t;
+
+    g_string_append(m->args, "-accel qtest,irqchip=on ");
+    t = one_device_start(m);
+    its_start(t.m, ONE_SID);
+    qsmmu_map(t.domain, 0xfffff000, ITS_TRANSLATER & ~0xfffull);
+    set_vector(t.pci, 0, 0xfffff040, 7);
+    assert_routed(&t, 0, ITS_TRANSLATER, 7);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_lpi(t.m, 7));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    one_device_stop(&t);
+}
+
 /* A vector that the irqchip does not take is QEMU's. */
 static void test_route_failures(void)
 {
@@ -853,6 +1353,113 @@ static void test_route_option(void)
     one_device_stop(&t);
 }
 
+/*
+ * A route is checked again when what it was made from may have changed, and
+ * then either leads to the same interrupt as QEMU's own message would or is
+ * removed.
+ */
+
+static OneDevice routed_start(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    return t;
+}
+
+static void test_recheck_message(void)
+{
+    OneDevice t = routed_start();
+
+    write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    one_device_stop(&t);
+}
+
+static void test_recheck_tlbi(void)
+{
+    OneDevice t = routed_start();
+
+    qsmmu_unmap(t.domain, V2M_DOORBELL);
+    qsmmu_tlbi_va(t.domain, V2M_DOORBELL);
+    assert_not_routed(&t, 0);
+    one_device_stop(&t);
+}
+
+static void test_recheck_cfgi_cd(void)
+{
+    OneDevice t = routed_start();
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    qsmmu_set_ttb(t.domain, other->ttb);
+    qsmmu_cfgi_cd(&t.m->smmu[0], ONE_SID);
+    assert_not_routed(&t, 0);
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_recheck_cfgi_ste(void)
+{
+    OneDevice t = routed_start();
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
+    assert_not_routed(&t, 0);
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_recheck_smmuen(void)
+{
+    OneDevice t = routed_start();
+
+    qsmmu_guest_disable(&t.m->smmu[0]);
+    assert_not_routed(&t, 0);
+    one_device_stop(&t);
+}
+
+static void test_recheck_delivered(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    assert_not_routed(&t, 0);
+    map_v2m(&t);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    one_device_stop(&t);
+}
+
+static void test_recheck_unchanged(void)
+{
+    OneDevice t = routed_start();
+    uint64_t updates = qtest_irqchip_calls(t.m->qts, "update");
+    uint64_t commits = qtest_irqchip_calls(t.m->qts, "commit");
+
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "update"), ==, updates);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits);
+    one_device_stop(&t);
+}
+
+/* No irqchip can write to RAM; QEMU does, as the device would. */
+static void test_route_to_ram(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
 /* Enable 2^@log_vectors MSI vectors. */
 static void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
                        unsigned log_vectors)
@@ -900,52 +1507,6 @@ static void test_msi(void)
     one_device_stop(&t);
 }
 
-/* Give a root port a bus and all of PCI's memory. */
-static QPCIDevice *enable_port(Machine *m, int bdf)
-{
-    QPCIDevice *port = find_pci(m, bdf);
-
-    g_assert_cmpint(qpci_secondary_buses_init(&m->gbus.bus), ==, 1);
-    qpci_config_writew(port, PCI_MEMORY_BASE, 0x1000);
-    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0x3ef0);
-    return port;
-}
-
-static void set_slot_power(QPCIDevice *port, bool on)
-{
-    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
-
-    qpci_config_writew(port, cap + PCI_EXP_SLTCTL,
-                       on ? PCI_EXP_SLTCTL_PWR_IND_ON
-                          : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
-}
-
-static void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
-{
-    int fd = dev->fd;
-
-    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
-                                 "'arguments': { 'fdname': 'hotplug' } }");
-    qtest_qmp_device_add(m->qts, "vfio-pci", "hot",
-                         "{ 'fd': 'hotplug', 'iommufd': 'iommufd0', "
-                         "'rombar': 0, 'bus': 'rp' }");
-    set_slot_power(port, true);
-}
-
-/* With the guest's consent. The last reference goes with an RCU callback. */
-static void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
-{
-    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
-
-    qtest_qmp_device_del_send(m->qts, "hot");
-    set_slot_power(port, false);
-    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
-    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
-}
-
 static void test_hotplug(void)
 {
     const uint32_t sid = PCI_BUILD_BDF(1, 0);
@@ -991,12 +1552,42 @@ static void test_hotplug(void)
     machine_stop(m);
 }
 
+typedef struct Test {
+    const char *path;
+    void (*fn)(void);
+    const char *todo;   /* why it is expected to fail, or NULL */
+} Test;
+
+/*
+ * A test that is expected to fail runs in a process of its own, whose failure
+ * is the success of this one. When it passes, @todo has to go.
+ */
+static void run_test(gconstpointer opaque)
+{
+    const Test *test = opaque;
+
+    if (!test->todo || g_test_subprocess()) {
+        test->fn();
+        return;
+    }
+    g_test_message("expected to fail: %s", test->todo);
+    g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
+    if (g_test_trap_has_passed()) {
+        g_test_message("it passes, but was expected to fail");
+        g_test_fail();
+    } else {
+        /* By a check of the test, not by something else */
+        g_test_trap_assert_stderr("*ERROR:" __FILE__ ":*");
+    }
+}
+
 int main(int argc, char **argv)
 {
-    static const struct {
-        const char *path;
-        void (*fn)(void);
-    } tests[] = {
+    static const char no_recheck[] =
+        "a route is made or updated only when the vector is unmasked";
+    static const char host_lags[] =
+        "only CFGI_STE and GBPA make QEMU attach another HWPT";
+    static const Test tests[] = {
         { "/accel/attach/own-address-space", test_own_address_space },
         { "/accel/attach/one-ioas", test_one_ioas },
         { "/accel/attach/one-ioas-two-vsmmus", test_one_ioas_two_vsmmus },
@@ -1011,8 +1602,30 @@ int main(int argc, char **argv)
         { "/accel/msix/two-domains", test_two_domains },
         { "/accel/msix/no-bus-master", test_no_bus_master },
         { "/accel/msix/gicv2m", test_gicv2m },
+        { "/accel/msix/its", test_its },
+        { "/accel/msix/any-doorbell", test_any_doorbell },
+        { "/accel/msix/granules", test_granules },
+        { "/accel/msix/remapped", test_remapped },
+        { "/accel/msix/domain-switched", test_domain_switched },
+        { "/accel/msix/stream-states", test_stream_states },
+        { "/accel/msix/fault-not-recorded", test_fault_not_recorded },
+        { "/accel/msix/wrong-target", test_wrong_target },
+        { "/accel/msix/reset", test_reset },
+        { "/accel/host/ste", test_host_follows_ste },
+        { "/accel/host/smmuen", test_host_follows_smmuen, host_lags },
+        { "/accel/host/gbpa", test_host_follows_gbpa,
+          "GBPA is attached even while the SMMU is enabled" },
+        { "/accel/host/missing-ste", test_host_follows_missing_ste,
+          "an STE that is not found leaves the device as it is" },
+        { "/accel/host/failure", test_host_follows_after_failure,
+          "a host error leaves the device as it is" },
+        { "/accel/host/second-device", test_host_follows_second_device,
+          "only the first device of an SMMU is attached by it" },
+        { "/accel/host/event", test_host_event },
+        { "/accel/host/invalidation", test_host_invalidation },
         { "/accel/msi/gicv2m", test_msi },
         { "/accel/route/routed", test_route },
+        { "/accel/route/its", test_route_its },
         { "/accel/route/unmapped", test_route_unmapped },
         { "/accel/route/masked", test_route_masked },
         { "/accel/route/function-masked", test_route_function_masked },
@@ -1021,6 +1634,16 @@ int main(int argc, char **argv)
         { "/accel/route/batch", test_route_batch },
         { "/accel/route/option", test_route_option },
         { "/accel/route/msi", test_route_msi },
+        { "/accel/route/to-ram", test_route_to_ram,
+          "a message that translates is routed wherever it leads" },
+        { "/accel/recheck/message", test_recheck_message, no_recheck },
+        { "/accel/recheck/tlbi", test_recheck_tlbi, no_recheck },
+        { "/accel/recheck/cfgi-cd", test_recheck_cfgi_cd, no_recheck },
+        { "/accel/recheck/cfgi-ste", test_recheck_cfgi_ste, no_recheck },
+        { "/accel/recheck/smmuen", test_recheck_smmuen, no_recheck },
+        { "/accel/recheck/delivered", test_recheck_delivered, no_recheck },
+        { "/accel/recheck/unchanged", test_recheck_unchanged,
+          "each unmask updates and commits" },
         { "/accel/hotplug", test_hotplug },
     };
 
@@ -1031,7 +1654,7 @@ int main(int argc, char **argv)
         return 0;
     }
     for (int i = 0; i < ARRAY_SIZE(tests); i++) {
-        qtest_add_func(tests[i].path, tests[i].fn);
+        qtest_add_data_func(tests[i].path, &tests[i], run_test);
     }
     return g_test_run();
 }

@@ -11,8 +11,6 @@
 #define STRTAB_LOG2SIZE 12  /* 16 buses */
 #define CR1_CACHEABLE   0xd75
 
-#define STE_S1_ONLY     (1ull | 5 << 1)
-
 void qsmmu_guest_init(QSMMUGuest *g, QTestState *qts, uint64_t base,
                       uint64_t mem, uint64_t size)
 {
@@ -63,17 +61,22 @@ void qsmmu_guest_disable(QSMMUGuest *g)
                  R_CR0_CMDQEN_MASK | R_CR0_EVENTQEN_MASK);
 }
 
-void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1)
+uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1)
 {
     uint64_t addr = g->cmdq + 16 * (g->cmdq_prod % (1 << QUEUE_LOG2SIZE));
-    uint32_t cons;
 
     qtest_writeq(g->qts, addr, word0);
     qtest_writeq(g->qts, addr + 8, word1);
     /* The wrap flag is the bit above the index. */
     g->cmdq_prod = (g->cmdq_prod + 1) % (2 << QUEUE_LOG2SIZE);
     qtest_writel(g->qts, g->base + A_CMDQ_PROD, g->cmdq_prod);
-    cons = qtest_readl(g->qts, g->base + A_CMDQ_CONS);
+    return qtest_readl(g->qts, g->base + A_CMDQ_CONS);
+}
+
+void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1)
+{
+    uint32_t cons = qsmmu_issue(g, word0, word1);
+
     g_assert_cmphex(cons, ==, g->cmdq_prod); /* no error either */
 }
 
@@ -105,7 +108,7 @@ void qsmmu_set_ste(QSMMUGuest *g, uint32_t sid, uint64_t word0,
 
 void qsmmu_attach(QSMMUGuest *g, uint32_t sid, QSMMUDomain *d)
 {
-    qsmmu_set_ste(g, sid, d ? STE_S1_ONLY | d->cd : 0, 0);
+    qsmmu_set_ste(g, sid, d ? QSMMU_STE_S1 | d->cd : 0, 0);
     qsmmu_cfgi_ste(g, sid);
 }
 
@@ -137,6 +140,12 @@ QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid)
         qtest_writel(g->qts, d->cd + i * 4, cd.word[i]);
     }
     return d;
+}
+
+void qsmmu_set_ttb(QSMMUDomain *d, uint64_t ttb)
+{
+    qtest_writeq(d->g->qts, d->cd + A_CD_2, ttb);
+    d->ttb = ttb;
 }
 
 /* How far a level's index is shifted */

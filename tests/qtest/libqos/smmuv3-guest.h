@@ -21,6 +21,11 @@
 #define QSMMU_EVT_SID(evt)      ((evt)[0] >> 32)
 #define QSMMU_EVT_ADDR(evt)     ((evt)[2])
 
+/* The first 64-bit word of an STE; with the CD's address for stage 1 */
+#define QSMMU_STE_ABORT         0x1ull
+#define QSMMU_STE_BYPASS        0x9ull
+#define QSMMU_STE_S1            0xbull
+
 /* Events */
 #define QSMMU_F_STE_FETCH       0x03
 #define QSMMU_C_BAD_STE         0x04
@@ -69,6 +74,13 @@ void qsmmu_guest_disable(QSMMUGuest *g);
 uint64_t qsmmu_guest_alloc(QSMMUGuest *g, uint64_t size);
 
 /**
+ * qsmmu_issue - issue a command that may fail
+ *
+ * Returns: CMDQ_CONS, with the error if there is one
+ */
+uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1);
+
+/**
  * qsmmu_command - issue a command and check that it was consumed
  */
 void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1);
@@ -95,6 +107,12 @@ void qsmmu_attach(QSMMUGuest *g, uint32_t sid, QSMMUDomain *d);
  * @granule: 12, 14 or 16
  */
 QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid);
+
+/**
+ * qsmmu_set_ttb - point the CD to another domain's tables; nothing is
+ * invalidated
+ */
+void qsmmu_set_ttb(QSMMUDomain *d, uint64_t ttb);
 
 /**
  * qsmmu_domain_set_pte - write the descriptor of @va at @level
