@@ -1,0 +1,436 @@
+/*
+ * QTest for the irqchip routes of devices behind an accelerated SMMUv3
+ *
+ * The irqchip is the accelerator's; interrupts that it injects as well as those
+ * that QEMU sends end as an SPI of the GICv2m, or as an LPI.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "smmuv3-accel-machine.h"
+
+/* Routes in use; none may have an irqfd without. */
+static unsigned count_routes(Machine *m)
+{
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(m->qts, routes, ARRAY_SIZE(routes));
+    unsigned used = 0;
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    for (unsigned i = 0; i < n; i++) {
+        used += routes[i].used;
+        g_assert_true(routes[i].used || routes[i].fd < 0);
+    }
+    return used;
+}
+
+/* The route of a vector that the irqchip injects, in @route */
+static bool find_route(OneDevice *t, unsigned index, unsigned vector,
+                       QTestIrqRoute *route)
+{
+    int fd = host_double_eventfd(t->m->hd, t->dev, index, vector);
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, ARRAY_SIZE(routes));
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    g_assert_cmpint(fd, !=, HD_NONE); /* else the interrupt is lost */
+    for (unsigned i = 0; i < n; i++) {
+        if (routes[i].fd == fd) {
+            *route = routes[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+static void assert_routed_index(OneDevice *t, unsigned index, unsigned vector,
+                                uint64_t address, uint32_t data)
+{
+    QTestIrqRoute route;
+
+    g_assert_true(find_route(t, index, vector, &route));
+    g_assert_true(route.used);
+    g_assert_true(route.committed);
+    g_assert_cmphex(route.address, ==, address);
+    g_assert_cmphex(route.data, ==, data);
+    g_assert_cmphex(route.devid, ==, ONE_SID);
+}
+
+static void assert_routed(OneDevice *t, unsigned vector, uint64_t address,
+                          uint32_t data)
+{
+    assert_routed_index(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, address, data);
+}
+
+static void assert_not_routed(OneDevice *t, unsigned vector)
+{
+    QTestIrqRoute route;
+
+    g_assert_false(find_route(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, &route));
+}
+
+/* How many messages the irqchip has injected */
+static uint64_t injected(OneDevice *t)
+{
+    QTestIrqRoute routes[16];
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, ARRAY_SIZE(routes));
+    uint64_t sum = 0;
+
+    g_assert_cmpuint(n, <=, ARRAY_SIZE(routes));
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(routes[i].lost, ==, 0);
+        sum += routes[i].sent;
+    }
+    return sum;
+}
+
+static void test_route(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 1);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+
+    g_assert_false(take_spi(t.m, SPI));
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+    one_device_stop(&t);
+}
+
+/* To decide on a route is no access: there is no event. */
+static void test_route_unmapped(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 0);
+
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+
+    /* QEMU has it, and translates it as it fires. */
+    map_v2m(&t);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 1);
+    one_device_stop(&t);
+}
+
+static void test_route_masked(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    mask_vector(t.pci, 0, true);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    g_assert_true(qpci_msix_pending(t.pci, 0));
+
+    mask_vector(t.pci, 0, false);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(injected(&t), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    one_device_stop(&t);
+}
+
+static void test_route_function_masked(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+    uint8_t cap = qpci_find_capability(t.pci, PCI_CAP_ID_MSIX, 0);
+    uint16_t flags;
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    flags = qpci_config_readw(t.pci, cap + PCI_MSIX_FLAGS);
+    qpci_config_writew(t.pci, cap + PCI_MSIX_FLAGS,
+                       flags | PCI_MSIX_FLAGS_MASKALL);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+
+    qpci_config_writew(t.pci, cap + PCI_MSIX_FLAGS, flags);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    one_device_stop(&t);
+}
+
+/* What changed while the vector was masked counts when it is unmasked. */
+static void test_route_updated_on_unmask(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    mask_vector(t.pci, 0, true);
+    qsmmu_map(t.domain, 0xffffe000, V2M_BASE);
+    write_message(t.pci, 0, 0xffffe000 + V2M_SETSPI_NS, SPI + 1);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI));
+    g_assert_true(take_spi(t.m, SPI + 1));
+
+    mask_vector(t.pci, 0, true);
+    qsmmu_unmap(t.domain, 0xffffe000);
+    mask_vector(t.pci, 0, false);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_false(take_spi(t.m, SPI + 1));
+    assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
+    one_device_stop(&t);
+}
+
+static void test_route_its(void)
+{
+    Machine *m = machine_new_default();
+    OneDevice t;
+
+    g_string_append(m->args, "-accel qtest,irqchip=on ");
+    t = one_device_start(m);
+    its_start(t.m, ONE_SID);
+    qsmmu_map(t.domain, 0xfffff000, ITS_TRANSLATER & ~0xfffull);
+    set_vector(t.pci, 0, 0xfffff040, 7);
+    assert_routed(&t, 0, ITS_TRANSLATER, 7);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_lpi(t.m, 7));
+    g_assert_cmpuint(injected(&t), ==, 1);
+    one_device_stop(&t);
+}
+
+/* A vector that the irqchip does not take is QEMU's. */
+static void test_route_failures(void)
+{
+    static const char *const calls[] = { "add", "attach", "update" };
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    qpci_msix_enable(t.pci);
+    for (unsigned i = 0; i < ARRAY_SIZE(calls); i++) {
+        if (!strcmp(calls[i], "update")) {
+            set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+            mask_vector(t.pci, i, true);
+        }
+        qtest_irqchip_fail(t.m->qts, calls[i], 1, EINVAL);
+        set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+        g_assert_cmpuint(count_routes(t.m), ==, 0);
+        fire(t.m, t.dev, i);
+        g_assert_true(take_spi(t.m, SPI + i));
+        g_assert_cmpuint(injected(&t), ==, 0);
+    }
+    one_device_stop(&t);
+}
+
+static void test_route_batch(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+    const unsigned n = 8;
+    uint64_t commits;
+
+    map_v2m(&t);
+    qpci_msix_enable(t.pci);
+    for (unsigned i = 0; i < n; i++) {
+        set_vector(t.pci, i, V2M_DOORBELL, SPI + i);
+    }
+    qpci_msix_disable(t.pci);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+
+    /* The vectors are unmasked when MSI-X is enabled. */
+    commits = qtest_irqchip_calls(t.m->qts, "commit");
+    qpci_msix_enable(t.pci);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits + 1);
+    g_assert_cmpuint(count_routes(t.m), ==, n);
+    for (unsigned i = 0; i < n; i++) {
+        assert_routed(&t, i, V2M_BASE + V2M_SETSPI_NS, SPI + i);
+        fire(t.m, t.dev, i);
+        g_assert_true(take_spi(t.m, SPI + i));
+    }
+    g_assert_cmpuint(injected(&t), ==, n);
+    one_device_stop(&t);
+}
+
+static void test_route_option(void)
+{
+    Machine *m = machine_new_irqchip();
+    OneDevice t;
+
+    g_string_append(m->args, "-global vfio-pci.x-no-kvm-msix=on ");
+    t = irqchip_start(m);
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    one_device_stop(&t);
+}
+
+/* No irqchip can write to RAM; QEMU does, as the device would. */
+static void test_route_to_ram(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    qsmmu_map(t.domain, DOORBELL, TARGET(0));
+    set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    assert_delivered(t.m, TARGET(0));
+    one_device_stop(&t);
+}
+
+static void test_route_msi(void)
+{
+    const unsigned msi = VFIO_PCI_MSI_IRQ_INDEX;
+    const unsigned first = V2M_FIRST_SPI + 8;
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    enable_msi(t.pci, V2M_DOORBELL, first, 2);
+    g_assert_cmpuint(count_routes(t.m), ==, 4);
+    for (unsigned i = 0; i < 4; i++) {
+        assert_routed_index(&t, msi, i, V2M_BASE + V2M_SETSPI_NS, first + i);
+        fire_irq(t.m, t.dev, msi, i);
+        g_assert_true(take_spi(t.m, first + i));
+    }
+    g_assert_cmpuint(injected(&t), ==, 4);
+    one_device_stop(&t);
+}
+
+/*
+ * A route is checked again when what it was made from may have changed, and
+ * then either leads to the same interrupt as QEMU's own message would or is
+ * removed.
+ */
+
+static OneDevice routed_start(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    return t;
+}
+
+static void test_recheck_message(void)
+{
+    OneDevice t = routed_start();
+
+    write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    one_device_stop(&t);
+}
+
+static void test_recheck_tlbi(void)
+{
+    OneDevice t = routed_start();
+
+    qsmmu_unmap(t.domain, V2M_DOORBELL);
+    qsmmu_tlbi_va(t.domain, V2M_DOORBELL);
+    assert_not_routed(&t, 0);
+    one_device_stop(&t);
+}
+
+static void test_recheck_cfgi_cd(void)
+{
+    OneDevice t = routed_start();
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    qsmmu_set_ttb(t.domain, other->ttb);
+    qsmmu_cfgi_cd(&t.m->smmu[0], ONE_SID);
+    assert_not_routed(&t, 0);
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_recheck_cfgi_ste(void)
+{
+    OneDevice t = routed_start();
+    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
+    assert_not_routed(&t, 0);
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_recheck_smmuen(void)
+{
+    OneDevice t = routed_start();
+
+    qsmmu_guest_disable(&t.m->smmu[0]);
+    assert_not_routed(&t, 0);
+    one_device_stop(&t);
+}
+
+static void test_recheck_delivered(void)
+{
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    assert_not_routed(&t, 0);
+    map_v2m(&t);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    one_device_stop(&t);
+}
+
+static void test_recheck_unchanged(void)
+{
+    OneDevice t = routed_start();
+    uint64_t updates = qtest_irqchip_calls(t.m->qts, "update");
+    uint64_t commits = qtest_irqchip_calls(t.m->qts, "commit");
+
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "update"), ==, updates);
+    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits);
+    one_device_stop(&t);
+}
+
+int main(int argc, char **argv)
+{
+    static const char no_recheck[] =
+        "a route is made or updated only when the vector is unmasked";
+    static const AccelTest tests[] = {
+        { "/accel/route/routed", test_route },
+        { "/accel/route/its", test_route_its },
+        { "/accel/route/unmapped", test_route_unmapped },
+        { "/accel/route/masked", test_route_masked },
+        { "/accel/route/function-masked", test_route_function_masked },
+        { "/accel/route/updated-on-unmask", test_route_updated_on_unmask },
+        { "/accel/route/failures", test_route_failures },
+        { "/accel/route/batch", test_route_batch },
+        { "/accel/route/option", test_route_option },
+        { "/accel/route/msi", test_route_msi },
+        { "/accel/route/to-ram", test_route_to_ram,
+          "a message that translates is routed wherever it leads" },
+        { "/accel/recheck/message", test_recheck_message, no_recheck },
+        { "/accel/recheck/tlbi", test_recheck_tlbi, no_recheck },
+        { "/accel/recheck/cfgi-cd", test_recheck_cfgi_cd, no_recheck },
+        { "/accel/recheck/cfgi-ste", test_recheck_cfgi_ste, no_recheck },
+        { "/accel/recheck/smmuen", test_recheck_smmuen, no_recheck },
+        { "/accel/recheck/delivered", test_recheck_delivered, no_recheck },
+        { "/accel/recheck/unchanged", test_recheck_unchanged,
+          "each unmask updates and commits" },
+    };
+
+    return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));
+}

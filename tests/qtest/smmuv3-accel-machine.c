@@ -1,0 +1,427 @@
+/*
+ * A virt machine with VFIO devices behind accelerated SMMUv3s, for qtests
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "qobject/qdict.h"
+#include "smmuv3-accel-machine.h"
+
+#define MARKER          0x5a5a5a5a
+
+#define GICR_BASE       0x080a0000ull
+#define ITS_TABLES      (RAM_BASE + 64 * MiB)
+#define LPI_PENDING     (ITS_TABLES + 0x50000)
+#define FIRST_LPI       8192
+
+static char *make_bios(void)
+{
+    static const char zeroes[4096];
+    char *path;
+    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    g_assert_cmpint(write(fd, zeroes, sizeof(zeroes)), ==, sizeof(zeroes));
+    close(fd);
+    return path;
+}
+
+Machine *machine_new(const char *gic, const char *properties)
+{
+    Machine *m = g_new0(Machine, 1);
+
+    m->hd = host_double_new();
+    m->bios = make_bios(); /* accel=on wants firmware, a qtest runs none */
+    m->args = g_string_new(NULL);
+    g_string_printf(m->args,
+                    "-machine virt,%s -cpu max -smp 1 -m 512 -net none "
+                    "-bios %s -object iommufd,id=iommufd0,fd=%d "
+                    "-device arm-smmuv3,primary-bus=pcie.0,accel=on,ril=on,"
+                    "ats=off,ssidsize=0,oas=44%s ",
+                    gic, m->bios, m->hd->iommufd[0], properties);
+    return m;
+}
+
+Machine *machine_new_default(void)
+{
+    return machine_new("gic-version=3", "");
+}
+
+Machine *machine_new_irqchip(void)
+{
+    Machine *m = machine_new("gic-version=2", "");
+
+    g_string_append(m->args, "-accel qtest,irqchip=on ");
+    return m;
+}
+
+HDDevice *add_vfio(Machine *m, int smmu, const char *where)
+{
+    HDDevice *dev = host_double_add_device(m->hd, smmu);
+
+    g_string_append_printf(m->args, "-device vfio-pci,id=vfio%u,fd=%d,"
+                           "iommufd=iommufd0,rombar=0,%s ",
+                           m->hd->num_devices - 1, dev->fd, where);
+    return dev;
+}
+
+void machine_start(Machine *m)
+{
+    m->qts = host_double_qtest_init(m->hd, m->args->str);
+    unlink(m->bios);
+    qpci_init_generic(&m->gbus, m->qts, NULL, false);
+    for (int i = 0; i < ARRAY_SIZE(m->smmu); i++) {
+        qsmmu_guest_init(&m->smmu[i], m->qts, SMMU_BASE(i), TABLES(i),
+                         TABLES_SIZE);
+    }
+    qtest_writel(m->qts, DOORBELL, MARKER);
+}
+
+void machine_stop(Machine *m)
+{
+    qtest_quit(m->qts);
+    g_free(m->bios);
+    g_string_free(m->args, true);
+    host_double_free(m->hd);
+    g_free(m);
+}
+
+QPCIDevice *find_pci(Machine *m, int bdf)
+{
+    QPCIDevice *pci = qpci_device_find(&m->gbus.bus, bdf);
+
+    g_assert_nonnull(pci);
+    qpci_device_enable(pci);
+    return pci;
+}
+
+static uint64_t msix_entry(QPCIDevice *pci, unsigned vector)
+{
+    return pci->msix_table_off + vector * PCI_MSIX_ENTRY_SIZE;
+}
+
+void mask_vector(QPCIDevice *pci, unsigned vector, bool masked)
+{
+    qpci_io_writel(pci, pci->msix_table_bar,
+                   msix_entry(pci, vector) + PCI_MSIX_ENTRY_VECTOR_CTRL,
+                   masked);
+}
+
+void write_message(QPCIDevice *pci, unsigned vector, uint64_t address,
+                   uint32_t data)
+{
+    uint64_t entry = msix_entry(pci, vector);
+    QPCIBar bar = pci->msix_table_bar;
+
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_LOWER_ADDR, address);
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_UPPER_ADDR, address >> 32);
+    qpci_io_writel(pci, bar, entry + PCI_MSIX_ENTRY_DATA, data);
+}
+
+void set_vector(QPCIDevice *pci, unsigned vector, uint64_t address,
+                uint32_t data)
+{
+    if (!pci->msix_enabled) {
+        qpci_msix_enable(pci);
+    }
+    write_message(pci, vector, address, data);
+    mask_vector(pci, vector, false);
+}
+
+void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
+                unsigned log_vectors)
+{
+    uint8_t cap = qpci_find_capability(pci, PCI_CAP_ID_MSI, 0);
+    uint16_t flags = qpci_config_readw(pci, cap + PCI_MSI_FLAGS);
+
+    flags = (flags & ~PCI_MSI_FLAGS_QSIZE) | log_vectors << 4;
+    qpci_config_writel(pci, cap + PCI_MSI_ADDRESS_LO, address);
+    qpci_config_writel(pci, cap + PCI_MSI_ADDRESS_HI, address >> 32);
+    qpci_config_writew(pci, cap + PCI_MSI_DATA_64, data);
+    qpci_config_writew(pci, cap + PCI_MSI_FLAGS, flags | PCI_MSI_FLAGS_ENABLE);
+}
+
+void fire_irq(Machine *m, HDDevice *dev, unsigned index, unsigned vector)
+{
+    g_assert_true(host_double_fire(m->hd, dev, index, vector));
+    g_assert_true(host_double_wait(m->hd, dev, index, vector));
+}
+
+void fire(Machine *m, HDDevice *dev, unsigned vector)
+{
+    fire_irq(m, dev, VFIO_PCI_MSIX_IRQ_INDEX, vector);
+}
+
+uint32_t take(Machine *m, uint64_t page, uint64_t giova)
+{
+    uint64_t addr = page + (giova & 0xfff);
+    uint32_t data = qtest_readl(m->qts, addr);
+
+    qtest_writel(m->qts, addr, 0);
+    return data;
+}
+
+void assert_ram_intact(Machine *m)
+{
+    g_assert_cmphex(qtest_readl(m->qts, DOORBELL), ==, MARKER);
+}
+
+void assert_delivered(Machine *m, uint64_t page)
+{
+    g_assert_cmphex(take(m, page, DOORBELL), ==, MSI_DATA);
+    assert_ram_intact(m);
+    g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 0);
+}
+
+void assert_dropped(Machine *m)
+{
+    g_assert_cmphex(take(m, TARGET(0), DOORBELL), ==, 0);
+    assert_ram_intact(m);
+}
+
+void assert_one_event(Machine *m, uint8_t type, uint32_t sid)
+{
+    uint64_t event[4];
+
+    g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 1);
+    qsmmu_event(&m->smmu[0], 0, event);
+    g_assert_cmphex(QSMMU_EVT_TYPE(event), ==, type);
+    g_assert_cmphex(QSMMU_EVT_SID(event), ==, sid);
+}
+
+uint32_t only_object(Machine *m, HDType type)
+{
+    uint32_t found = 0;
+
+    for (int id = 1; id < HD_MAX_OBJECTS; id++) {
+        if (m->hd->shm->objects[id].type == type) {
+            g_assert_cmpuint(found, ==, 0);
+            found = id;
+        }
+    }
+    return found;
+}
+
+void assert_ram_mapped(Machine *m, uint32_t ioas)
+{
+    uint64_t iova = RAM_BASE, va = 0;
+
+    while (iova < RAM_BASE + RAM_SIZE) {
+        HDMap *found = NULL;
+
+        for (int i = 0; i < HD_MAX_MAPS; i++) {
+            HDMap *map = &m->hd->shm->maps[i];
+
+            if (map->ioas == ioas && map->iova <= iova &&
+                iova - map->iova < map->length) {
+                found = map;
+            }
+        }
+        g_assert_nonnull(found);
+        g_assert_true(found->flags & IOMMU_IOAS_MAP_WRITEABLE);
+        if (!va) {
+            va = found->start - found->iova;
+        }
+        g_assert_cmphex(found->start - found->iova, ==, va);
+        iova = found->iova + found->length;
+    }
+}
+
+unsigned count_maps(Machine *m, uint32_t ioas)
+{
+    unsigned n = 0;
+
+    for (int i = 0; i < HD_MAX_MAPS; i++) {
+        n += m->hd->shm->maps[i].ioas == ioas;
+    }
+    return n;
+}
+
+#define ONE_SID PCI_DEVFN(2, 0)
+
+OneDevice one_device_start(Machine *m)
+{
+    OneDevice t = { .m = m };
+
+    t.dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    machine_start(m);
+    t.pci = find_pci(m, ONE_SID);
+    qsmmu_guest_enable(&m->smmu[0]);
+    t.domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
+    qsmmu_attach(&m->smmu[0], ONE_SID, t.domain);
+    return t;
+}
+
+void one_device_stop(OneDevice *t)
+{
+    g_free(t->domain);
+    g_free(t->pci);
+    machine_stop(t->m);
+}
+
+OneDevice irqchip_start(Machine *m)
+{
+    OneDevice t = one_device_start(m);
+
+    /* All of the frame's SPIs, edge triggered: a pulse stays pending. */
+    for (int spi = V2M_FIRST_SPI; spi < V2M_FIRST_SPI + 64; spi += 16) {
+        qtest_writel(t.m->qts, GICD_BASE + GICD_ICFGR + spi / 16 * 4,
+                     0xaaaaaaaa);
+    }
+    return t;
+}
+
+void map_v2m(OneDevice *t)
+{
+    qsmmu_map(t->domain, V2M_DOORBELL & ~0xfffull, V2M_BASE);
+}
+
+bool take_spi(Machine *m, unsigned spi)
+{
+    uint64_t reg = spi / 32 * 4;
+    uint32_t bit = 1u << (spi % 32);
+    bool pending = qtest_readl(m->qts, GICD_BASE + GICD_ISPENDR + reg) & bit;
+
+    qtest_writel(m->qts, GICD_BASE + GICD_ICPENDR + reg, bit);
+    return pending;
+}
+
+static void its_command(Machine *m, unsigned index, uint64_t word0,
+                        uint64_t word1, uint64_t word2)
+{
+    uint64_t addr = ITS_TABLES + index * 32;
+
+    qtest_writeq(m->qts, addr, word0);
+    qtest_writeq(m->qts, addr + 8, word1);
+    qtest_writeq(m->qts, addr + 16, word2);
+    qtest_writeq(m->qts, addr + 24, 0);
+    qtest_writeq(m->qts, ITS_BASE + 0x88 /* CWRITER */, (index + 1) * 32);
+    g_assert_cmphex(qtest_readq(m->qts, ITS_BASE + 0x90 /* CREADR */), ==,
+                    (index + 1) * 32);
+}
+
+void its_start(Machine *m, uint32_t devid)
+{
+    const uint64_t valid = 1ull << 63, dev = (uint64_t)devid << 32;
+    unsigned n = 0;
+
+    qtest_memset(m->qts, ITS_TABLES, 0, 0x80000);
+    qtest_writeq(m->qts, GICR_BASE + 0x70 /* PROPBASER */,
+                 (ITS_TABLES + 0x40000) | 15);
+    qtest_writeq(m->qts, GICR_BASE + 0x78 /* PENDBASER */, LPI_PENDING);
+    qtest_writel(m->qts, GICR_BASE, 1 /* EnableLPIs */);
+
+    qtest_writeq(m->qts, ITS_BASE + 0x80 /* CBASER */, valid | ITS_TABLES);
+    qtest_writeq(m->qts, ITS_BASE + 0x100 /* BASER: devices */,
+                 valid | (ITS_TABLES + 0x10000) | 15);
+    qtest_writeq(m->qts, ITS_BASE + 0x108 /* BASER: collections */,
+                 valid | (ITS_TABLES + 0x20000));
+    qtest_writel(m->qts, ITS_BASE, 1 /* enabled */);
+    its_command(m, n++, 0x09 /* MAPC */, 0, valid);
+    its_command(m, n++, 0x08 /* MAPD */ | dev, 3,
+                valid | (ITS_TABLES + 0x30000));
+    for (uint64_t event = 0; event < 16; event++) {
+        its_command(m, n++, 0x0a /* MAPTI */ | dev,
+                    event | (FIRST_LPI + event) << 32, 0);
+    }
+}
+
+bool take_lpi(Machine *m, unsigned event)
+{
+    uint64_t addr = LPI_PENDING + (FIRST_LPI + event) / 8;
+    uint8_t bit = 1 << event % 8;
+    uint8_t pending = qtest_readb(m->qts, addr);
+
+    qtest_writeb(m->qts, addr, pending & ~bit);
+    return pending & bit;
+}
+
+QPCIDevice *enable_port(Machine *m, int bdf)
+{
+    QPCIDevice *port = find_pci(m, bdf);
+
+    g_assert_cmpint(qpci_secondary_buses_init(&m->gbus.bus), ==, 1);
+    qpci_config_writew(port, PCI_MEMORY_BASE, 0x1000);
+    qpci_config_writew(port, PCI_MEMORY_LIMIT, 0x3ef0);
+    return port;
+}
+
+static void set_slot_power(QPCIDevice *port, bool on)
+{
+    uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
+
+    qpci_config_writew(port, cap + PCI_EXP_SLTCTL,
+                       on ? PCI_EXP_SLTCTL_PWR_IND_ON
+                          : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
+}
+
+void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    int fd = dev->fd;
+
+    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
+                                 "'arguments': { 'fdname': 'hotplug' } }");
+    qtest_qmp_device_add(m->qts, "vfio-pci", "hot",
+                         "{ 'fd': 'hotplug', 'iommufd': 'iommufd0', "
+                         "'rombar': 0, 'bus': 'rp' }");
+    set_slot_power(port, true);
+}
+
+void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+
+    qtest_qmp_device_del_send(m->qts, "hot");
+    set_slot_power(port, false);
+    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
+    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+}
+
+uint64_t attached_ste(OneDevice *t)
+{
+    HDObject *hwpt = &t->m->hd->shm->objects[t->dev->hwpt];
+
+    g_assert_cmpuint(hwpt->type, ==, HD_HWPT_NESTED);
+    return hwpt->data[0];
+}
+
+/*
+ * A test that is expected to fail runs in a process of its own, whose failure
+ * is the success of this one. When it passes, @todo has to go.
+ */
+static void run_test(gconstpointer opaque)
+{
+    const AccelTest *test = opaque;
+
+    if (!test->todo || g_test_subprocess()) {
+        test->fn();
+        return;
+    }
+    g_test_message("expected to fail: %s", test->todo);
+    g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
+    if (g_test_trap_has_passed()) {
+        g_test_message("it passes, but was expected to fail");
+        g_test_fail();
+    } else {
+        /* By a check of the test, not by something else */
+        g_test_trap_assert_stderr("*ERROR:*smmuv3-accel-*");
+    }
+}
+
+int accel_tests_run(int argc, char **argv, const AccelTest *tests, unsigned n)
+{
+    g_test_init(&argc, &argv, NULL);
+    if (!qtest_has_machine("virt") || !qtest_has_device("arm-gicv3")) {
+        /* A build with KVM only: qtest uses the TCG GICv3. */
+        g_test_message("virt machine with TCG GICv3 not available");
+        return 0;
+    }
+    for (unsigned i = 0; i < n; i++) {
+        qtest_add_data_func(tests[i].path, &tests[i], run_test);
+    }
+    return g_test_run();
+}

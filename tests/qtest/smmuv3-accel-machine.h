@@ -1,0 +1,180 @@
+/*
+ * A virt machine with VFIO devices behind accelerated SMMUv3s, for qtests
+ *
+ * The host is a double, see host-double.h: its devices send interrupts when
+ * the test says so, and it tells what QEMU did to it. The doorbell of most
+ * tests is in guest RAM by its number, and maps to another page of RAM, so
+ * that a message that goes astray is seen as well as one that arrives.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef QTEST_SMMUV3_ACCEL_MACHINE_H
+#define QTEST_SMMUV3_ACCEL_MACHINE_H
+
+#include "qemu/units.h"
+#include "libqtest.h"
+#include "libqos/pci.h"
+#include "libqos/generic-pcihost.h"
+#include "libqos/smmuv3-guest.h"
+#include "hw/pci/pci.h"
+#include "hw/pci/pci_regs.h"
+#include "host-double.h"
+
+/* Devices on the virt machine's platform bus, in the order they are made */
+#define SMMU_BASE(n)    (0x0c000000ull + (n) * 0x20000)
+
+#define RAM_BASE        0x40000000ull
+#define RAM_SIZE        (512 * MiB)
+#define TABLES_SIZE     (32 * MiB)
+#define TABLES(n)       (RAM_BASE + 128 * MiB + (n) * TABLES_SIZE)
+
+#define DOORBELL        (RAM_BASE + 0xf001040)  /* a gIOVA */
+#define TARGET(n)       (RAM_BASE + 0xe800000 + (n) * 0x10000)
+#define MSI_DATA        0x1234abcd
+
+#define GICD_BASE       0x08000000ull
+#define GICD_ISPENDR    0x200
+#define GICD_ICPENDR    0x280
+#define GICD_ICFGR      0xc00
+#define ITS_BASE        0x08080000ull
+#define ITS_TRANSLATER  (ITS_BASE + 0x10040)
+#define V2M_BASE        0x08020000ull
+#define V2M_SETSPI_NS   0x40
+#define V2M_FIRST_SPI   80
+
+#define V2M_DOORBELL    (0xfffff000 + V2M_SETSPI_NS)  /* as Linux has it */
+#define SPI             (V2M_FIRST_SPI + 5)
+
+/* The machine that a test has, built up until it is started */
+typedef struct Machine {
+    HostDouble *hd;
+    GString *args;
+    char *bios;
+    QTestState *qts;
+    QGenericPCIBus gbus;
+    QSMMUGuest smmu[2];
+} Machine;
+
+/* A machine with one device at 02.0, which has a domain that maps nothing */
+typedef struct OneDevice {
+    Machine *m;
+    HDDevice *dev;
+    QPCIDevice *pci;
+    QSMMUDomain *domain;
+} OneDevice;
+
+#define ONE_SID PCI_DEVFN(2, 0)
+
+typedef struct AccelTest {
+    const char *path;
+    void (*fn)(void);
+    const char *todo;   /* why it is expected to fail, or NULL */
+} AccelTest;
+
+/*
+ * A virt machine of @gic (a machine option), whose accelerated SMMU has
+ * @properties and no device behind it yet
+ */
+Machine *machine_new(const char *gic, const char *properties);
+
+/* With a GICv3 and its ITS */
+Machine *machine_new_default(void);
+
+/* With a GICv2m, and an irqchip in the accelerator */
+Machine *machine_new_irqchip(void);
+
+/* Have a device of physical SMMU @smmu at @where on the command line. */
+HDDevice *add_vfio(Machine *m, int smmu, const char *where);
+
+void machine_start(Machine *m);
+
+void machine_stop(Machine *m);
+
+/* The device at @bdf, enabled */
+QPCIDevice *find_pci(Machine *m, int bdf);
+
+void mask_vector(QPCIDevice *pci, unsigned vector, bool masked);
+
+void write_message(QPCIDevice *pci, unsigned vector, uint64_t address,
+                   uint32_t data);
+
+/* As a driver does: MSI-X is enabled, then the vector is set up. */
+void set_vector(QPCIDevice *pci, unsigned vector, uint64_t address,
+                uint32_t data);
+
+/* Enable 2^@log_vectors MSI vectors. */
+void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
+                unsigned log_vectors);
+
+/*
+ * Fire and wait until QEMU has taken the interrupt. QEMU handles it at once
+ * then, before the next command of this test.
+ */
+void fire_irq(Machine *m, HDDevice *dev, unsigned index, unsigned vector);
+
+/* fire_irq() for an MSI-X vector */
+void fire(Machine *m, HDDevice *dev, unsigned vector);
+
+/* The word that a message to @giova on page @page leaves, and set it to 0 */
+uint32_t take(Machine *m, uint64_t page, uint64_t giova);
+
+/* Nothing was written to guest RAM at the number of the gIOVA. */
+void assert_ram_intact(Machine *m);
+
+/* The message arrived on @page, nowhere else, and without an event. */
+void assert_delivered(Machine *m, uint64_t page);
+
+/* The message is neither at TARGET(0) nor in the RAM of its number. */
+void assert_dropped(Machine *m);
+
+void assert_one_event(Machine *m, uint8_t type, uint32_t sid);
+
+/* The only object of a kind, or 0 */
+uint32_t only_object(Machine *m, HDType type);
+
+/* All of guest RAM is mapped one to one, writable, and from one block. */
+void assert_ram_mapped(Machine *m, uint32_t ioas);
+
+/* How many ranges are mapped */
+unsigned count_maps(Machine *m, uint32_t ioas);
+
+/* @m must not have been started. */
+OneDevice one_device_start(Machine *m);
+
+void one_device_stop(OneDevice *t);
+
+/* one_device_start(), with all SPIs of the GICv2m edge triggered */
+OneDevice irqchip_start(Machine *m);
+
+/* Map the page of V2M_DOORBELL. */
+void map_v2m(OneDevice *t);
+
+/* Was this SPI raised since the last time? */
+bool take_spi(Machine *m, unsigned spi);
+
+/*
+ * Have the ITS take events 0 to 15 of device @devid to LPIs that are not
+ * enabled, so that they stay in the pending table.
+ */
+void its_start(Machine *m, uint32_t devid);
+
+/* Did this event arrive since the last time? */
+bool take_lpi(Machine *m, unsigned event);
+
+/* Give a root port a bus and all of PCI's memory. */
+QPCIDevice *enable_port(Machine *m, int bdf);
+
+/* Hot plug @dev as "hot" into root port "rp". */
+void plug(Machine *m, HDDevice *dev, QPCIDevice *port);
+
+/* With the guest's consent. The last reference goes with an RCU callback. */
+void unplug(Machine *m, HDDevice *dev, QPCIDevice *port);
+
+/* The first 64 bits of the STE that is attached to the device */
+uint64_t attached_ste(OneDevice *t);
+
+/* What main() does */
+int accel_tests_run(int argc, char **argv, const AccelTest *tests, unsigned n);
+
+#endif /* QTEST_SMMUV3_ACCEL_MACHINE_H */
