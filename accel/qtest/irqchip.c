@@ -50,11 +50,13 @@ static const char *const call_names[NUM_CALLS] = {
     [CALL_DETACH] = "detach",
 };
 
-/* How often it was made, and after how many calls from now it is to fail */
+/* How often it was made, and in how many calls from now something happens */
 static struct {
     uint64_t count;
     uint64_t fail_in;
     int err;
+    uint64_t signal_in;
+    int fd;
 } calls[NUM_CALLS];
 
 static GSI gsis[MAX_ROUTES];
@@ -64,30 +66,29 @@ bool qtest_irqchip_allowed;
 static int count_call(int call)
 {
     calls[call].count++;
+    if (calls[call].signal_in && --calls[call].signal_in == 0) {
+        uint64_t one = 1;
+        ssize_t ret = write(calls[call].fd, &one, sizeof(one));
+
+        g_assert(ret == sizeof(one));
+    }
     if (calls[call].fail_in && --calls[call].fail_in == 0) {
         return -calls[call].err;
     }
     return 0;
 }
 
-static int set_route(Route *route, MSIMessage msg, PCIDevice *dev)
+static void set_route(Route *route, MSIMessage routed, PCIDevice *dev)
 {
-    hwaddr gpa;
-
-    if (!accel_irqchip_msi_gpa(dev, msg.address, &gpa)) {
-        return -EINVAL;
-    }
-    msg.address = gpa;
     *route = (Route) {
-        .msg = msg,
+        .msg = routed,
         .devid = pci_requester_id(dev),
         .used = true,
     };
-    return 0;
 }
 
-int qtest_irqchip_add_msi_route(AccelRouteChange *c, int vector,
-                                PCIDevice *dev)
+int qtest_irqchip_add_resolved_route(AccelRouteChange *c, PCIDevice *dev,
+                                     MSIMessage routed)
 {
     int ret = count_call(CALL_ADD);
 
@@ -96,11 +97,7 @@ int qtest_irqchip_add_msi_route(AccelRouteChange *c, int vector,
     }
     for (int i = 0; i < MAX_ROUTES; i++) {
         if (!gsis[i].set.used) {
-            ret = set_route(&gsis[i].set, pci_get_msi_message(dev, vector),
-                            dev);
-            if (ret) {
-                return ret;
-            }
+            set_route(&gsis[i].set, routed, dev);
             gsis[i].sent = gsis[i].lost = 0;
             c->changes++;
             return i;
@@ -109,7 +106,21 @@ int qtest_irqchip_add_msi_route(AccelRouteChange *c, int vector,
     return -ENOSPC;
 }
 
-int qtest_irqchip_update_msi_route(int virq, MSIMessage msg, PCIDevice *dev)
+int qtest_irqchip_add_msi_route(AccelRouteChange *c, int vector,
+                                PCIDevice *dev)
+{
+    MSIMessage msg = pci_get_msi_message(dev, vector);
+    hwaddr gpa;
+
+    if (!accel_irqchip_msi_gpa(dev, msg.address, &gpa)) {
+        return -EINVAL;
+    }
+    msg.address = gpa;
+    return qtest_irqchip_add_resolved_route(c, dev, msg);
+}
+
+int qtest_irqchip_update_resolved_route(int virq, PCIDevice *dev,
+                                        MSIMessage routed)
 {
     int ret = count_call(CALL_UPDATE);
 
@@ -117,22 +128,19 @@ int qtest_irqchip_update_msi_route(int virq, MSIMessage msg, PCIDevice *dev)
         return ret;
     }
     assert(gsis[virq].set.used);
-    return set_route(&gsis[virq].set, msg, dev);
+    set_route(&gsis[virq].set, routed, dev);
+    return 0;
 }
 
-void qtest_irqchip_commit_routes(void)
+int qtest_irqchip_update_msi_route(int virq, MSIMessage msg, PCIDevice *dev)
 {
-    count_call(CALL_COMMIT);
-    for (int i = 0; i < MAX_ROUTES; i++) {
-        gsis[i].live = gsis[i].set;
+    hwaddr gpa;
+
+    if (!accel_irqchip_msi_gpa(dev, msg.address, &gpa)) {
+        return -EINVAL;
     }
-}
-
-void qtest_irqchip_release_virq(int virq)
-{
-    count_call(CALL_RELEASE);
-    assert(gsis[virq].set.used);
-    gsis[virq].set.used = false;
+    msg.address = gpa;
+    return qtest_irqchip_update_resolved_route(virq, dev, msg);
 }
 
 /* Send the message of a route to the MSI controller, if one is there. */
@@ -166,6 +174,25 @@ static void irqfd_read(EventNotifier *n)
             gsi->lost++;
         }
     }
+}
+
+void qtest_irqchip_commit_routes(void)
+{
+    count_call(CALL_COMMIT);
+    for (int i = 0; i < MAX_ROUTES; i++) {
+        /* What was signalled before goes the old way. */
+        if (gsis[i].attached) {
+            irqfd_read(&gsis[i].irqfd);
+        }
+        gsis[i].live = gsis[i].set;
+    }
+}
+
+void qtest_irqchip_release_virq(int virq)
+{
+    count_call(CALL_RELEASE);
+    assert(gsis[virq].set.used);
+    gsis[virq].set.used = false;
 }
 
 int qtest_irqchip_add_irqfd_notifier_gsi(EventNotifier *n, EventNotifier *rn,
@@ -204,6 +231,8 @@ int qtest_irqchip_remove_irqfd_notifier_gsi(EventNotifier *n, int virq)
         return ret;
     }
     if (gsis[virq].attached && gsis[virq].fd == event_notifier_get_fd(n)) {
+        /* What was signalled before is not left to others. */
+        irqfd_read(&gsis[virq].irqfd);
         event_notifier_set_handler(&gsis[virq].irqfd, NULL);
         event_notifier_cleanup(&gsis[virq].irqfd);
         gsis[virq].attached = false;
@@ -251,7 +280,8 @@ static int find_call(const char *name)
 
 bool qtest_irqchip_command(CharFrontend *chr, gchar **words)
 {
-    int call, ret;
+    uint64_t in;
+    int call, ret, value;
 
     if (!qtest_irqchip_enabled() || !g_str_has_prefix(words[0], "irqchip_")) {
         return false;
@@ -263,17 +293,26 @@ bool qtest_irqchip_command(CharFrontend *chr, gchar **words)
     call = find_call(words[1]);
     if (call < 0) {
         qtest_sendf(chr, "FAIL Unknown call\n");
-    } else if (!strcmp(words[0], "irqchip_calls")) {
+        return true;
+    }
+    if (!strcmp(words[0], "irqchip_calls")) {
         qtest_sendf(chr, "OK %" PRIu64 "\n", calls[call].count);
-    } else if (!strcmp(words[0], "irqchip_fail")) {
-        g_assert(words[2] && words[3]);
-        ret = qemu_strtou64(words[2], NULL, 0, &calls[call].fail_in);
-        g_assert(ret == 0);
-        ret = qemu_strtoi(words[3], NULL, 0, &calls[call].err);
-        g_assert(ret == 0);
-        qtest_sendf(chr, "OK\n");
+        return true;
+    }
+    g_assert(words[2] && words[3]);
+    ret = qemu_strtou64(words[2], NULL, 0, &in);
+    g_assert(ret == 0);
+    ret = qemu_strtoi(words[3], NULL, 0, &value);
+    g_assert(ret == 0);
+    if (!strcmp(words[0], "irqchip_fail")) {
+        calls[call].fail_in = in;
+        calls[call].err = value;
+    } else if (!strcmp(words[0], "irqchip_signal")) {
+        calls[call].signal_in = in;
+        calls[call].fd = value;
     } else {
         return false;
     }
+    qtest_sendf(chr, "OK\n");
     return true;
 }

@@ -79,6 +79,273 @@ static bool smmuv3_accel_msi_is_doorbell(SMMUDevice *sdev, hwaddr addr,
     return false;
 }
 
+/* How many pages the vectors of a device can name */
+static unsigned smmuv3_accel_msi_max_pages(PCIDevice *pdev)
+{
+    return msix_present(pdev) ? pdev->msix_entries_nr : 1;
+}
+
+/*
+ * A doorbell page that somebody looked up and that the tables translated. As
+ * with ATS, whoever did is told once when the answer may have changed.
+ */
+typedef struct SMMUv3AccelMSIPage {
+    IntervalTreeNode node;  /* what the leaf maps, as smmuv3_accel_msi_va() */
+    SMMUv3AccelDevice *accel_dev;
+    gint64 page;
+    int asid;
+    bool global;
+    QSIMPLEQ_ENTRY(SMMUv3AccelMSIPage) next;    /* when it has changed */
+} SMMUv3AccelMSIPage;
+
+/* With CD.TBI the top byte is none of the address, so never look at it. */
+static uint64_t smmuv3_accel_msi_va(hwaddr addr)
+{
+    return sextract64(addr, 0, 56);
+}
+
+static SMMUv3AccelMSIState *smmuv3_accel_msi_state(SMMUv3AccelDevice *accel_dev)
+{
+    return &ARM_SMMUV3(accel_dev->sdev.smmu)->s_accel->msi;
+}
+
+static void smmuv3_accel_msi_forget(SMMUv3AccelMSIPage *page)
+{
+    SMMUv3AccelDevice *accel_dev = page->accel_dev;
+
+    interval_tree_remove(&page->node, &smmuv3_accel_msi_state(accel_dev)->pages);
+    g_hash_table_steal(accel_dev->msi_pages, &page->page);
+}
+
+static void smmuv3_accel_msi_forget_device(SMMUv3AccelDevice *accel_dev)
+{
+    IntervalTreeRoot *pages = &smmuv3_accel_msi_state(accel_dev)->pages;
+    SMMUv3AccelMSIPage *page;
+    GHashTableIter iter;
+
+    if (!accel_dev->msi_pages) {
+        return;
+    }
+    g_hash_table_iter_init(&iter, accel_dev->msi_pages);
+    while (g_hash_table_iter_next(&iter, NULL, (gpointer *)&page)) {
+        interval_tree_remove(&page->node, pages);
+        g_hash_table_iter_steal(&iter);
+        g_free(page);
+    }
+}
+
+/* Remember a page, and no more of them than vectors can name. */
+static void smmuv3_accel_msi_remember(SMMUv3AccelDevice *accel_dev, hwaddr addr,
+                                      const SMMUv3WalkResult *result)
+{
+    PCIDevice *pdev = accel_dev->sdev.bus->devices[accel_dev->sdev.devfn];
+    SMMUv3AccelMSIState *msi = smmuv3_accel_msi_state(accel_dev);
+    gint64 number = addr & ~DOORBELL_PAGE_MASK;
+    SMMUv3AccelMSIPage *page;
+
+    if (!accel_dev->msi_pages) {
+        accel_dev->msi_pages = g_hash_table_new(g_int64_hash, g_int64_equal);
+    }
+    page = g_hash_table_lookup(accel_dev->msi_pages, &number);
+    if (page) {
+        smmuv3_accel_msi_forget(page);
+    } else {
+        if (g_hash_table_size(accel_dev->msi_pages) >=
+            2 * smmuv3_accel_msi_max_pages(pdev)) {
+            /* Half of them at least are not in use: ask anew for the others. */
+            smmuv3_accel_msi_forget_device(accel_dev);
+            accel_dev->msi_changed = true;
+            msi->devices_changed = true;
+        }
+        page = g_new(SMMUv3AccelMSIPage, 1);
+    }
+    *page = (SMMUv3AccelMSIPage) {
+        .node.start = smmuv3_accel_msi_va(addr & ~result->mask),
+        .node.last = smmuv3_accel_msi_va(addr | result->mask),
+        .accel_dev = accel_dev,
+        .page = number,
+        .asid = result->asid,
+        .global = result->global,
+    };
+    interval_tree_insert(&page->node, &msi->pages);
+    g_hash_table_insert(accel_dev->msi_pages, &page->page, page);
+}
+
+static void smmuv3_accel_msi_page_changed(SMMUv3AccelMSIState *msi,
+                                          SMMUv3AccelMSIPage *page)
+{
+    smmuv3_accel_msi_forget(page);
+    QSIMPLEQ_INSERT_TAIL(&msi->changed, page, next);
+}
+
+/* @asid is negative for all of them. A global page is in each ASID. */
+static void smmuv3_accel_msi_range_changed(SMMUv3AccelMSIState *msi, int asid,
+                                           uint64_t start, uint64_t last)
+{
+    IntervalTreeNode *node = interval_tree_iter_first(&msi->pages, start, last);
+
+    while (node) {
+        SMMUv3AccelMSIPage *page = container_of(node, SMMUv3AccelMSIPage, node);
+
+        node = interval_tree_iter_next(node, start, last);
+        if (asid < 0 || page->global || page->asid == asid) {
+            smmuv3_accel_msi_page_changed(msi, page);
+        }
+    }
+}
+
+/* Leaf and TTL only say what else need not be invalidated. */
+static void smmuv3_accel_msi_tlbi_va(SMMUv3AccelMSIState *msi,
+                                     const struct Cmd *cmd, int asid)
+{
+    uint64_t start = CMD_ADDR(cmd);
+    unsigned shift = CMD_TG(cmd) ? CMD_TG(cmd) * 2 + 10 : 12;
+    uint64_t pages = CMD_TG(cmd) ? (CMD_NUM(cmd) + 1ULL) << CMD_SCALE(cmd) : 1;
+    uint64_t last;
+
+    start = smmuv3_accel_msi_va(start & ~DOORBELL_PAGE_MASK);
+    last = smmuv3_accel_msi_va(start + (pages << shift) - 1);
+    if (last < start) { /* past the end of the address space */
+        start = 0;
+        last = UINT64_MAX;
+    }
+    smmuv3_accel_msi_range_changed(msi, asid, start, last);
+}
+
+void smmuv3_accel_msi_config_changed(SMMUv3State *s, uint32_t first,
+                                     uint32_t last)
+{
+    SMMUv3AccelDevice *accel_dev;
+
+    if (!s->s_accel) {
+        return;
+    }
+    QLIST_FOREACH(accel_dev, &s->s_accel->device_list, next) {
+        uint32_t sid = smmu_get_sid(&accel_dev->sdev);
+
+        if (sid >= first && sid <= last) {
+            accel_dev->msi_changed = true;
+            s->s_accel->msi.devices_changed = true;
+        }
+    }
+}
+
+void smmuv3_accel_msi_command(SMMUv3State *s, const struct Cmd *cmd)
+{
+    SMMUv3AccelMSIState *msi;
+    uint32_t sid, mask;
+
+    if (!s->s_accel) {
+        return;
+    }
+    msi = &s->s_accel->msi;
+    sid = CMD_SID(cmd);
+
+    switch (CMD_TYPE(cmd)) {
+    case SMMU_CMD_CFGI_STE:
+    case SMMU_CMD_CFGI_CD:
+    case SMMU_CMD_CFGI_CD_ALL:
+        smmuv3_accel_msi_config_changed(s, sid, sid);
+        break;
+    case SMMU_CMD_CFGI_STE_RANGE: /* CMD_CFGI_ALL, too */
+        mask = MAKE_64BIT_MASK(0, CMD_STE_RANGE(cmd) + 1);
+        smmuv3_accel_msi_config_changed(s, sid & ~mask, sid | mask);
+        break;
+    case SMMU_CMD_TLBI_NH_ALL:
+    case SMMU_CMD_TLBI_NSNH_ALL:
+        smmuv3_accel_msi_range_changed(msi, -1, 0, UINT64_MAX);
+        break;
+    case SMMU_CMD_TLBI_NH_ASID:
+        /* There may be many, so look through the pages once for all. */
+        set_bit(CMD_ASID(cmd), msi->asids);
+        msi->asids_changed = true;
+        break;
+    case SMMU_CMD_TLBI_NH_VAA:
+        smmuv3_accel_msi_tlbi_va(msi, cmd, -1);
+        break;
+    case SMMU_CMD_TLBI_NH_VA:
+        smmuv3_accel_msi_tlbi_va(msi, cmd, CMD_ASID(cmd));
+        break;
+    default:
+        break;
+    }
+}
+
+static void smmuv3_accel_msi_asids_changed(SMMUv3AccelMSIState *msi)
+{
+    IntervalTreeNode *node = interval_tree_iter_first(&msi->pages, 0,
+                                                      UINT64_MAX);
+
+    while (node) {
+        SMMUv3AccelMSIPage *page = container_of(node, SMMUv3AccelMSIPage, node);
+
+        node = interval_tree_iter_next(node, 0, UINT64_MAX);
+        /* CMD_TLBI_NH_ASID leaves global entries alone. */
+        if (!page->global && test_bit(page->asid, msi->asids)) {
+            smmuv3_accel_msi_page_changed(msi, page);
+        }
+    }
+    bitmap_zero(msi->asids, SMMUV3_NUM_ASIDS);
+    msi->asids_changed = false;
+}
+
+static void smmuv3_accel_msi_tell(SMMUv3AccelDevice *accel_dev, hwaddr iova,
+                                  hwaddr mask)
+{
+    IOMMUTLBEvent event = {
+        .type = IOMMU_NOTIFIER_DEVIOTLB_UNMAP,
+        .entry = {
+            .target_as = &address_space_memory,
+            .iova = iova,
+            .addr_mask = mask,
+            .perm = IOMMU_NONE,
+        },
+    };
+
+    memory_region_notify_iommu(&accel_dev->sdev.iommu, MSI_ROUTE, event);
+}
+
+void smmuv3_accel_msi_notify(SMMUv3State *s)
+{
+    SMMUv3AccelDevice *accel_dev, *next_dev;
+    SMMUv3AccelMSIPage *page;
+    SMMUv3AccelMSIState *msi;
+
+    if (!s->s_accel) {
+        return;
+    }
+    msi = &s->s_accel->msi;
+
+    if (msi->asids_changed) {
+        smmuv3_accel_msi_asids_changed(msi);
+    }
+    /* What is looked up meanwhile is remembered for the next time. */
+    while ((page = QSIMPLEQ_FIRST(&msi->changed))) {
+        QSIMPLEQ_REMOVE_HEAD(&msi->changed, next);
+        if (!page->accel_dev->msi_changed) {
+            smmuv3_accel_msi_tell(page->accel_dev, page->page,
+                                  DOORBELL_PAGE_MASK);
+        }
+        g_free(page);
+    }
+    if (!msi->devices_changed) {
+        return;
+    }
+    msi->devices_changed = false;
+    QLIST_FOREACH_SAFE(accel_dev, &s->s_accel->device_list, next, next_dev) {
+        if (accel_dev->msi_changed) {
+            accel_dev->msi_changed = false;
+            smmuv3_accel_msi_forget_device(accel_dev);
+            smmuv3_accel_msi_tell(accel_dev, 0, HWADDR_MAX);
+        }
+    }
+}
+
+void smmuv3_accel_msi_init(SMMUv3AccelState *accel)
+{
+    QSIMPLEQ_INIT(&accel->msi.changed);
+}
+
 static const char *smmuv3_accel_msi_outcome(SMMUTranslationStatus status,
                                             const SMMUEventInfo *event)
 {
@@ -123,22 +390,27 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
         .perm = IOMMU_RW,
     };
     SMMUTranslationStatus status;
+    SMMUv3WalkResult result;
     bool dropped;
-    hwaddr gpa;
 
     if (!smmuv3_accel_msi_is_doorbell(sdev, addr, iommu_idx)) {
         return entry;
     }
 
-    status = smmuv3_walk(sdev, addr, flag, &gpa, &event);
+    status = smmuv3_walk(sdev, addr, flag, &result, &event);
     dropped = status == SMMU_TRANS_ABORT || status == SMMU_TRANS_ERROR;
     trace_smmuv3_accel_msi_translate(event.sid, route ? "route" : "deliver",
-                                     addr, dropped ? 0 : gpa,
+                                     addr, dropped ? 0 : result.addr,
                                      smmuv3_accel_msi_outcome(status, &event));
     if (dropped) {
         entry.perm = IOMMU_NONE;
     } else {
-        entry.translated_addr = gpa & ~DOORBELL_PAGE_MASK;
+        entry.translated_addr = result.addr & ~DOORBELL_PAGE_MASK;
+    }
+    if (route && status == SMMU_TRANS_SUCCESS &&
+        mr->iommu_notify_flags != IOMMU_NOTIFIER_NONE) {
+        smmuv3_accel_msi_remember(container_of(sdev, SMMUv3AccelDevice, sdev),
+                                  addr, &result);
     }
 
     if (status == SMMU_TRANS_ERROR && !route) {
@@ -162,15 +434,56 @@ static int smmuv3_accel_msi_num_indexes(IOMMUMemoryRegion *mr)
     return MSI_NUM_INDEXES;
 }
 
-/* Listeners work on the base address space; nothing is known to notify. */
+/*
+ * Nobody can shadow the guest's tables here, and listeners work on the base
+ * address space. What there is to tell is that a doorbell has changed.
+ */
 static int smmuv3_accel_msi_notify_flag_changed(IOMMUMemoryRegion *mr,
                                                 IOMMUNotifierFlag old,
                                                 IOMMUNotifierFlag new,
                                                 Error **errp)
 {
-    error_setg(errp, "%s: IOMMU notifiers are not supported by an accelerated "
-               "SMMUv3", memory_region_name(MEMORY_REGION(mr)));
-    return -ENOTSUP;
+    SMMUDevice *sdev = container_of(mr, SMMUDevice, iommu);
+
+    if (new & ~IOMMU_NOTIFIER_DEVIOTLB_UNMAP) {
+        error_setg(errp, "%s: an accelerated SMMUv3 notifies of doorbells only",
+                   memory_region_name(MEMORY_REGION(mr)));
+        return -ENOTSUP;
+    }
+    if (new == IOMMU_NOTIFIER_NONE) {
+        smmuv3_accel_msi_forget_device(container_of(sdev, SMMUv3AccelDevice,
+                                                    sdev));
+    }
+    return 0;
+}
+
+void smmuv3_accel_msi_init_notifier(PCIBus *bus, void *opaque, int devfn,
+                                    IOMMUNotifier *n, IOMMUNotify fn,
+                                    void *user_opaque)
+{
+    n->opaque = user_opaque;
+    iommu_notifier_init(n, fn, IOMMU_NOTIFIER_DEVIOTLB_EVENTS, 0, HWADDR_MAX,
+                        MSI_ROUTE);
+}
+
+static MemoryRegion *smmuv3_accel_msi_region(SMMUState *bs, PCIBus *bus,
+                                             int devfn)
+{
+    return MEMORY_REGION(&smmu_get_sbus(bs, bus)->pbdev[devfn]->iommu);
+}
+
+void smmuv3_accel_msi_register_notifier(PCIBus *bus, void *opaque, int devfn,
+                                        uint32_t pasid, IOMMUNotifier *n)
+{
+    memory_region_register_iommu_notifier(
+        smmuv3_accel_msi_region(opaque, bus, devfn), n, &error_abort);
+}
+
+void smmuv3_accel_msi_unregister_notifier(PCIBus *bus, void *opaque, int devfn,
+                                          uint32_t pasid, IOMMUNotifier *n)
+{
+    memory_region_unregister_iommu_notifier(
+        smmuv3_accel_msi_region(opaque, bus, devfn), n);
 }
 
 /*

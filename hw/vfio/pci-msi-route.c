@@ -1,0 +1,291 @@
+/*
+ * Routes of MSIs that a vIOMMU translates
+ *
+ * Where the IOMMU is the host's, a device's message reaches QEMU or the
+ * accelerator's irqchip as the guest wrote it, and stage 1 of the guest says
+ * where it goes. A route is what stage 1 said when it was asked last, so it is
+ * there only while the message leads to a doorbell of the irqchip, and is
+ * looked at again whenever the message, or what stage 1 says, may be another.
+ * All other messages QEMU sends itself, translated as they are sent.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "hw/pci/msi.h"
+#include "hw/pci/msix.h"
+#include "hw/pci/pci_bus.h"
+#include "system/accel-irq.h"
+#include "system/address-spaces.h"
+#include "trace.h"
+
+#include "pci.h"
+
+static bool vfio_msi_route_possible(VFIOPCIDevice *vdev)
+{
+    return accel_msi_via_irqfd_enabled() &&
+           !(msix_enabled(PCI_DEVICE(vdev)) ? vdev->no_kvm_msix
+                                            : vdev->no_kvm_msi);
+}
+
+/* The vector's message for the irqchip in @route, if it can have it */
+static bool vfio_msi_route_resolve(VFIOPCIDevice *vdev, int nr,
+                                   AccelMSILookup *lookup, VFIOMSIRoute *route)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+
+    route->devid = pci_requester_id(pdev);
+    return accel_irqchip_resolve_msi(pdev, pci_get_msi_message(pdev, nr),
+                                     lookup, &route->msg) == ACCEL_MSI_IRQCHIP;
+}
+
+static bool vfio_msi_route_equal(const VFIOMSIRoute *a, const VFIOMSIRoute *b)
+{
+    return a->msg.address == b->msg.address && a->msg.data == b->msg.data &&
+           a->devid == b->devid;
+}
+
+/*
+ * Bring the route in line with the message. Nothing is committed, and no irqfd
+ * is touched: the caller removes both if there was a route and this fails.
+ */
+static bool vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
+                                  AccelMSILookup *lookup, AccelRouteChange *c)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+    VFIOMSIRoute route;
+    int ret;
+
+    if (!vfio_msi_route_resolve(vdev, nr, lookup, &route)) {
+        return false;
+    }
+    if (vector->virq < 0) {
+        ret = accel_irqchip_add_resolved_route(c, nr, pdev, route.msg);
+        vector->virq = ret;
+    } else if (vfio_msi_route_equal(&route, &vector->route)) {
+        return true;
+    } else {
+        ret = accel_irqchip_update_resolved_route(vector->virq, pdev,
+                                                  route.msg);
+        c->changes += ret == 0;
+    }
+    if (ret < 0) {
+        return false;
+    }
+    vector->route = route;
+    trace_vfio_msi_route(vdev->vbasedev.name, nr, vector->virq,
+                         route.msg.address, route.msg.data, route.devid);
+    return true;
+}
+
+void vfio_pci_msi_route_add(VFIOPCIDevice *vdev, int nr, AccelRouteChange *c)
+{
+    AccelMSILookup lookup = {};
+
+    vfio_msi_route_update(vdev, nr, &lookup, c);
+}
+
+bool vfio_pci_msi_route_update(VFIOPCIDevice *vdev, int nr)
+{
+    AccelRouteChange c = accel_irqchip_begin_route_changes();
+    AccelMSILookup lookup = {};
+
+    if (!vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+        return false;
+    }
+    accel_irqchip_commit_route_changes(&c);
+    return true;
+}
+
+static void vfio_msi_route_release(VFIOPCIDevice *vdev, int nr)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+
+    trace_vfio_msi_unroute(vdev->vbasedev.name, nr, vector->virq);
+    accel_irqchip_release_virq(vector->virq);
+    vector->virq = -1;
+}
+
+/*
+ * The vector is unmasked, so the host signals one of its two eventfds. Which
+ * one stays as it is: the host could lose an interrupt while it changes over.
+ * Who listens to it changes, and an eventfd counts for whoever comes next.
+ */
+
+static void vfio_msi_vector_to_qemu(VFIOPCIDevice *vdev, int nr)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+    EventNotifier idle = vector->interrupt;
+
+    accel_irqchip_remove_irqfd_notifier_gsi(&vector->kvm_interrupt,
+                                            vector->virq);
+    vfio_msi_route_release(vdev, nr);
+
+    vfio_pci_msi_set_handler(vdev, nr, false);
+    vector->interrupt = vector->kvm_interrupt;
+    vfio_pci_msi_set_handler(vdev, nr, true);
+
+    /* From before the vector was routed, and not handled yet */
+    if (event_notifier_test_and_clear(&idle)) {
+        event_notifier_set(&vector->interrupt);
+    }
+    vfio_notifier_cleanup(vdev, &idle, "kvm_interrupt", nr);
+}
+
+static bool vfio_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+    EventNotifier idle;
+
+    if (!vfio_notifier_init(vdev, &idle, "kvm_interrupt", nr, NULL)) {
+        return false;
+    }
+    vfio_pci_msi_set_handler(vdev, nr, false);
+    if (accel_irqchip_add_irqfd_notifier_gsi(&vector->interrupt, NULL,
+                                             vector->virq) < 0) {
+        vfio_pci_msi_set_handler(vdev, nr, true);
+        vfio_notifier_cleanup(vdev, &idle, "kvm_interrupt", nr);
+        return false;
+    }
+    vector->kvm_interrupt = vector->interrupt;
+    vector->interrupt = idle;
+    vfio_pci_msi_set_handler(vdev, nr, true);
+    return true;
+}
+
+/* Does QEMU or the irqchip send this vector's message as soon as it fires? */
+static bool vfio_msi_vector_live(VFIOPCIDevice *vdev, int nr)
+{
+    /* The mask bits of MSI are the device's own. */
+    return vdev->msi_vectors[nr].use &&
+           (vdev->interrupt == VFIO_INT_MSI ||
+            !msix_is_masked(PCI_DEVICE(vdev), nr));
+}
+
+/*
+ * The irqchip may be full, for long: a vector that it refuses is delivered by
+ * QEMU, and asks again after 0, 1, 3, 7... messages.
+ */
+static void vfio_msi_vector_refused(VFIOMSIVector *vector)
+{
+    vector->skip = vector->refused;
+    vector->refused = MIN(vector->refused * 2 + 1, 1023);
+}
+
+/* Look again at the vectors whose messages go to [@first, @last]. */
+static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+    g_autofree unsigned long *added = NULL;
+    AccelMSILookup lookup = {};
+    AccelRouteChange c;
+    int nr;
+
+    if (!vdev->nr_vectors || !vfio_msi_route_possible(vdev)) {
+        return;
+    }
+    added = bitmap_new(vdev->nr_vectors);
+    c = accel_irqchip_begin_route_changes();
+
+    for (nr = 0; nr < vdev->nr_vectors; nr++) {
+        VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+        MSIMessage msg;
+
+        if (!vfio_msi_vector_live(vdev, nr)) {
+            continue;
+        }
+        msg = pci_get_msi_message(pdev, nr);
+        if (msg.address < first || msg.address > last) {
+            continue;
+        }
+        if (vector->virq >= 0) {
+            if (vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+                continue;
+            }
+            vfio_msi_vector_to_qemu(vdev, nr);
+        }
+        if (vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+            set_bit(nr, added);
+        } else if (lookup.path == ACCEL_MSI_IRQCHIP) {
+            vfio_msi_vector_refused(vector);
+        }
+    }
+
+    accel_irqchip_commit_route_changes(&c);
+
+    for (nr = find_first_bit(added, vdev->nr_vectors); nr < vdev->nr_vectors;
+         nr = find_next_bit(added, vdev->nr_vectors, nr + 1)) {
+        if (vfio_msi_vector_to_irqchip(vdev, nr)) {
+            vdev->msi_vectors[nr].refused = 0;
+        } else {
+            vfio_msi_route_release(vdev, nr);
+            vfio_msi_vector_refused(&vdev->msi_vectors[nr]);
+        }
+    }
+}
+
+void vfio_pci_msi_route_check_all(VFIOPCIDevice *vdev)
+{
+    vfio_msi_route_check(vdev, 0, HWADDR_MAX);
+}
+
+void vfio_pci_msi_route_delivered(VFIOPCIDevice *vdev, int nr)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+    hwaddr address;
+
+    /* The message may have been written to anything, the device's own too. */
+    if (nr >= vdev->nr_vectors || !vfio_msi_vector_live(vdev, nr) ||
+        vector->virq >= 0) {
+        return;
+    }
+    if (vector->skip) {
+        vector->skip--;
+        return;
+    }
+    address = pci_get_msi_message(PCI_DEVICE(vdev), nr).address;
+    vfio_msi_route_check(vdev, address, address);
+}
+
+static void vfio_msi_route_message(PCIDevice *pdev, unsigned nr)
+{
+    VFIOPCIDevice *vdev = VFIO_PCI_DEVICE(pdev);
+    hwaddr address = pci_get_msi_message(pdev, nr).address;
+
+    vfio_msi_route_check(vdev, address, address);
+}
+
+static void vfio_msi_route_notify(IOMMUNotifier *n, IOMMUTLBEntry *entry)
+{
+    VFIOPCIDevice *vdev = n->opaque;
+
+    vfio_msi_route_check(vdev, entry->iova, entry->iova + entry->addr_mask);
+}
+
+void vfio_pci_msi_route_init(VFIOPCIDevice *vdev)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+    AddressSpace *as = pci_device_iommu_address_space(pdev);
+
+    if (address_space_base(as) == as ||
+        pci_iommu_init_iotlb_notifier(pdev, &vdev->msi_notifier,
+                                      vfio_msi_route_notify, vdev)) {
+        return;
+    }
+    pci_iommu_register_iotlb_notifier(pdev, PCI_NO_PASID, &vdev->msi_notifier);
+    msix_set_message_notifier(pdev, vfio_msi_route_message);
+    vdev->msi_translated = true;
+}
+
+void vfio_pci_msi_route_exit(VFIOPCIDevice *vdev)
+{
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+
+    if (vdev->msi_translated) {
+        msix_set_message_notifier(pdev, NULL);
+        pci_iommu_unregister_iotlb_notifier(pdev, PCI_NO_PASID,
+                                            &vdev->msi_notifier);
+        vdev->msi_translated = false;
+    }
+}
