@@ -113,7 +113,8 @@ static void smmuv3_accel_msi_forget(SMMUv3AccelMSIPage *page)
 {
     SMMUv3AccelDevice *accel_dev = page->accel_dev;
 
-    interval_tree_remove(&page->node, &smmuv3_accel_msi_state(accel_dev)->pages);
+    interval_tree_remove(&page->node,
+                         &smmuv3_accel_msi_state(accel_dev)->pages);
     g_hash_table_steal(accel_dev->msi_pages, &page->page);
 }
 
@@ -132,6 +133,12 @@ static void smmuv3_accel_msi_forget_device(SMMUv3AccelDevice *accel_dev)
         g_hash_table_iter_steal(&iter);
         g_free(page);
     }
+}
+
+void smmuv3_accel_msi_stream_changed(SMMUv3AccelDevice *accel_dev)
+{
+    accel_dev->msi_changed = true;
+    accel_dev->s_accel->msi.devices_changed = true;
 }
 
 /* Remember a page, and no more of them than vectors can name. */
@@ -154,8 +161,7 @@ static void smmuv3_accel_msi_remember(SMMUv3AccelDevice *accel_dev, hwaddr addr,
             2 * smmuv3_accel_msi_max_pages(pdev)) {
             /* Half of them at least are not in use: ask anew for the others. */
             smmuv3_accel_msi_forget_device(accel_dev);
-            accel_dev->msi_changed = true;
-            msi->devices_changed = true;
+            smmuv3_accel_msi_stream_changed(accel_dev);
         }
         page = g_new(SMMUv3AccelMSIPage, 1);
     }
@@ -212,45 +218,16 @@ static void smmuv3_accel_msi_tlbi_va(SMMUv3AccelMSIState *msi,
     smmuv3_accel_msi_range_changed(msi, asid, start, last);
 }
 
-void smmuv3_accel_msi_config_changed(SMMUv3State *s, uint32_t first,
-                                     uint32_t last)
-{
-    SMMUv3AccelDevice *accel_dev;
-
-    if (!s->s_accel) {
-        return;
-    }
-    QLIST_FOREACH(accel_dev, &s->s_accel->device_list, next) {
-        uint32_t sid = smmu_get_sid(&accel_dev->sdev);
-
-        if (sid >= first && sid <= last) {
-            accel_dev->msi_changed = true;
-            s->s_accel->msi.devices_changed = true;
-        }
-    }
-}
-
 void smmuv3_accel_msi_command(SMMUv3State *s, const struct Cmd *cmd)
 {
     SMMUv3AccelMSIState *msi;
-    uint32_t sid, mask;
 
     if (!s->s_accel) {
         return;
     }
     msi = &s->s_accel->msi;
-    sid = CMD_SID(cmd);
 
     switch (CMD_TYPE(cmd)) {
-    case SMMU_CMD_CFGI_STE:
-    case SMMU_CMD_CFGI_CD:
-    case SMMU_CMD_CFGI_CD_ALL:
-        smmuv3_accel_msi_config_changed(s, sid, sid);
-        break;
-    case SMMU_CMD_CFGI_STE_RANGE: /* CMD_CFGI_ALL, too */
-        mask = MAKE_64BIT_MASK(0, CMD_STE_RANGE(cmd) + 1);
-        smmuv3_accel_msi_config_changed(s, sid & ~mask, sid | mask);
-        break;
     case SMMU_CMD_TLBI_NH_ALL:
     case SMMU_CMD_TLBI_NSNH_ALL:
         smmuv3_accel_msi_range_changed(msi, -1, 0, UINT64_MAX);
@@ -376,9 +353,10 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
                                                 int iommu_idx)
 {
     SMMUDevice *sdev = container_of(mr, SMMUDevice, iommu);
+    SMMUv3AccelDevice *accel_dev = container_of(sdev, SMMUv3AccelDevice, sdev);
     bool route = iommu_idx == MSI_ROUTE;
     SMMUEventInfo event = {
-        .sid = smmu_get_sid(sdev),
+        .sid = smmuv3_accel_find_sid(accel_dev),
         .inval_ste_allowed = route,
         .silent = route,
     };
@@ -397,7 +375,12 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
         return entry;
     }
 
-    status = smmuv3_walk(sdev, addr, flag, &result, &event);
+    if (event.sid == SMMU_SID_NONE && smmu_enabled(sdev->smmu)) {
+        /* Its number on the bus is that of another device. */
+        status = SMMU_TRANS_ABORT;
+    } else {
+        status = smmuv3_walk(sdev, addr, flag, &result, &event);
+    }
     dropped = status == SMMU_TRANS_ABORT || status == SMMU_TRANS_ERROR;
     trace_smmuv3_accel_msi_translate(event.sid, route ? "route" : "deliver",
                                      addr, dropped ? 0 : result.addr,
@@ -409,8 +392,7 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
     }
     if (route && status == SMMU_TRANS_SUCCESS &&
         mr->iommu_notify_flags != IOMMU_NOTIFIER_NONE) {
-        smmuv3_accel_msi_remember(container_of(sdev, SMMUv3AccelDevice, sdev),
-                                  addr, &result);
+        smmuv3_accel_msi_remember(accel_dev, addr, &result);
     }
 
     if (status == SMMU_TRANS_ERROR && !route) {
