@@ -8,14 +8,108 @@
  */
 
 #include "qemu/osdep.h"
+#include "qobject/qdict.h"
 #include "smmuv3-accel-machine.h"
 
-static void test_host_follows_ste(void)
+/* What else may be attached than a nested HWPT, see attached() */
+#define STAGE_2     0x1000ull
+#define BLOCKED     0x2000ull
+
+#define NO_VSID     UINT64_MAX
+#define ANY_IOCTL   0
+
+#define CFGI_RANGE(sid, range) \
+    (SMMU_CMD_CFGI_STE_RANGE | (uint64_t)(sid) << 32), (range)
+
+/* The first 64 bits of the STE of the HWPT that is attached to a device */
+static uint64_t attached(Machine *m, HDDevice *dev)
+{
+    HDObject *hwpt = &m->hd->shm->objects[dev->hwpt];
+
+    if (!dev->hwpt) {
+        return BLOCKED;
+    }
+    return hwpt->type == HD_HWPT_NESTED ? hwpt->data[0] : STAGE_2;
+}
+
+/* The virtual ID of a device's vDEVICE */
+static uint64_t vsid(Machine *m, HDDevice *dev)
+{
+    for (int id = 1; id < HD_MAX_OBJECTS; id++) {
+        HDObject *obj = &m->hd->shm->objects[id];
+
+        if (obj->type == HD_VDEVICE && obj->device == dev - m->hd->shm->devices) {
+            return obj->data[0];
+        }
+    }
+    return NO_VSID;
+}
+
+static unsigned calls(Machine *m, unsigned long request)
+{
+    return request == ANY_IOCTL ? m->hd->shm->num_calls
+                                : host_double_calls(m->hd, request);
+}
+
+static HDCall *last_call(Machine *m)
+{
+    return &m->hd->shm->calls[m->hd->shm->num_calls - 1];
+}
+
+static uint64_t s1(QSMMUDomain *d)
+{
+    return QSMMU_STE_S1 | d->cd;
+}
+
+/* Have QEMU's messages go to a file from when it starts. */
+static char *catch_messages(Machine *m)
+{
+    char *path;
+    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    g_string_append_printf(m->args, "2>>%s ", path);
+    return path;
+}
+
+/* How many messages have @what in them, since the last time */
+static unsigned take_messages(const char *path, const char *what)
+{
+    g_autofree char *text = NULL;
+    unsigned n = 0;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    for (char *p = text; (p = strstr(p, what)); p++) {
+        n++;
+    }
+    if (!n && *text) {
+        g_test_message("QEMU: %s", text);
+    }
+    g_assert_cmpint(truncate(path, 0), ==, 0);
+    return n;
+}
+
+static void assert_no_message(const char *path)
+{
+    g_autofree char *text = NULL;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpstr(text, ==, "");
+}
+
+static void messages_free(char *path)
+{
+    unlink(path);
+    g_free(path);
+}
+
+static void test_ste(void)
 {
     OneDevice t = one_device_start(machine_new_default());
     QSMMUGuest *g = &t.m->smmu[0];
 
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
     qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
     qsmmu_cfgi_ste(g, ONE_SID);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
@@ -23,33 +117,126 @@ static void test_host_follows_ste(void)
     qsmmu_cfgi_ste(g, ONE_SID);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
     qsmmu_attach(g, ONE_SID, t.domain);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
     qsmmu_attach(g, ONE_SID, NULL);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+
+    /* Stage 2, and both stages: the vSMMU has none. */
+    qsmmu_attach(g, ONE_SID, t.domain);
+    for (uint64_t config = 6; config <= 7; config++) {
+        qsmmu_set_ste(g, ONE_SID, 1 | config << 1 | t.domain->cd, 0);
+        qsmmu_cfgi_ste(g, ONE_SID);
+        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    }
+    one_device_stop(&t);
+}
+
+/* A range is aligned to its size and has this stream, or has not. */
+static void test_ste_range(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+    static const struct {
+        uint32_t sid;
+        uint8_t range;
+        bool hit;
+    } rows[] = {
+        { ONE_SID, 0, true },
+        { ONE_SID + 1, 0, true },
+        { ONE_SID + 2, 0, false },
+        { ONE_SID - 1, 0, false },
+        { ONE_SID + 15, 3, true },
+        { ONE_SID + 16, 3, false },
+        { 0, 3, false },
+        { 0, 4, true },
+        { 0x12345, 31, true },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        qsmmu_attach(g, ONE_SID, t.domain);
+        qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+        qsmmu_command(g, CFGI_RANGE(rows[i].sid, rows[i].range));
+        g_test_message("sid 0x%x range %u", rows[i].sid, rows[i].range);
+        g_assert_cmphex(attached_ste(&t), ==,
+                        rows[i].hit ? QSMMU_STE_BYPASS : s1(t.domain));
+    }
+    one_device_stop(&t);
+}
+
+static void write_cr0(QSMMUGuest *g, uint32_t cr0)
+{
+    qtest_writel(g->qts, g->base + A_CR0, cr0);
+    g_assert_cmphex(qtest_readl(g->qts, g->base + A_CR0ACK), ==, cr0);
+}
+
+/* As qsmmu_guest_enable(), when it was enabled before */
+static void enable_again(QSMMUGuest *g)
+{
+    write_cr0(g, 0);
+    qsmmu_guest_enable(g);
+}
+
+static void write_gbpa(QSMMUGuest *g, uint32_t gbpa)
+{
+    qtest_writel(g->qts, g->base + A_GBPA, R_GBPA_UPDATE_MASK | gbpa);
+}
+
+static void test_smmuen(void)
+{
+    const uint32_t queues = R_CR0_CMDQEN_MASK | R_CR0_EVENTQEN_MASK;
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+
+    qsmmu_guest_disable(g);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    write_gbpa(g, R_GBPA_ABORT_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    write_cr0(g, queues | R_CR0_SMMUEN_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    write_cr0(g, queues);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    write_gbpa(g, 0);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+
+    /* Without UPDATE, a write is ignored. */
+    qtest_writel(g->qts, g->base + A_GBPA, R_GBPA_ABORT_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+
+    /* A command does not make a disabled SMMU translate. */
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 2);
+    one_device_stop(&t);
+}
+
+static void test_gbpa(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+
+    /* It has no effect while the SMMU is enabled, but afterwards. */
+    write_gbpa(g, R_GBPA_ABORT_MASK);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    qsmmu_guest_disable(g);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
     one_device_stop(&t);
 }
 
-static void test_host_follows_smmuen(void)
+static void test_reset(void)
 {
     OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
 
-    qsmmu_guest_disable(&t.m->smmu[0]);
+    write_gbpa(g, R_GBPA_ABORT_MASK);
+    qtest_system_reset(t.m->qts);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 2);
+    qsmmu_guest_enable(g);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
     one_device_stop(&t);
 }
 
-static void test_host_follows_gbpa(void)
-{
-    OneDevice t = one_device_start(machine_new_default());
-    uint64_t gbpa = t.m->smmu[0].base + A_GBPA;
-
-    /* It has no effect while the SMMU is enabled. */
-    qtest_writel(t.m->qts, gbpa, R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_S1 | t.domain->cd);
-    one_device_stop(&t);
-}
-
-static void test_host_follows_missing_ste(void)
+static void test_missing_ste(void)
 {
     OneDevice t = one_device_start(machine_new_default());
 
@@ -60,47 +247,874 @@ static void test_host_follows_missing_ste(void)
     one_device_stop(&t);
 }
 
-/* An error of the host must not leave the old translation in place. */
-static void test_host_follows_after_failure(void)
+static void set_strtab(QSMMUGuest *g, uint64_t base, uint32_t cfg)
 {
-    OneDevice t = one_device_start(machine_new_default());
-    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
+    qtest_writeq(g->qts, g->base + A_STRTAB_BASE, base);
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, cfg);
+}
 
-    host_double_fail(t.m->hd, IOMMU_HWPT_ALLOC, 1, ENOMEM);
-    qsmmu_set_ste(&t.m->smmu[0], ONE_SID, QSMMU_STE_S1 | other->cd, 0);
-    qsmmu_issue(&t.m->smmu[0], SMMU_CMD_CFGI_STE | (uint64_t)ONE_SID << 32, 1);
+/* Linear, two levels, linear again: each time it is enabled, and no CFGI */
+static void test_stream_table(void)
+{
+    const uint32_t split = 6, log2size = 12;
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+    uint64_t l1 = qsmmu_guest_alloc(g, 8 << (log2size - split));
+    uint64_t l2 = qsmmu_guest_alloc(g, sizeof(STE) << split);
+    uint32_t two_levels = 1 << R_STRTAB_BASE_CFG_FMT_SHIFT |
+                          split << R_STRTAB_BASE_CFG_SPLIT_SHIFT | log2size;
+    uint32_t cr0 = qtest_readl(g->qts, g->base + A_CR0);
+
+    qtest_writeq(g->qts, l1, l2 | (split + 1));
+    qtest_writeq(g->qts, l2 + ONE_SID * sizeof(STE), QSMMU_STE_BYPASS);
+    for (int i = 0; i < 2; i++) {
+        qsmmu_guest_disable(g);
+        set_strtab(g, l1, two_levels);
+        write_cr0(g, cr0);
+        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+        qsmmu_guest_disable(g);
+        set_strtab(g, g->strtab, log2size);
+        write_cr0(g, cr0);
+        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    }
+
+    /* No level 2 table */
+    qsmmu_guest_disable(g);
+    set_strtab(g, l1, two_levels);
+    write_cr0(g, cr0);
+    qtest_writeq(g->qts, l1, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
-    g_free(other);
+
+    /* A table on registers cannot be read. */
+    qsmmu_guest_disable(g);
+    set_strtab(g, GICD_BASE, log2size);
+    write_cr0(g, cr0);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+
+    /* While it is enabled, the host sees another table when the walk does. */
+    set_strtab(g, g->strtab, log2size);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE, GICD_BASE);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE, g->strtab);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE + 4, 0xf);
+    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
     one_device_stop(&t);
 }
 
-/* A device that comes second gets what its SMMU does, too. */
-static void test_host_follows_second_device(void)
+/* What is attached already is not attached again. */
+static void test_unchanged(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+    uint64_t n = calls(t.m, ANY_IOCTL);
+
+    write_cr0(g, qtest_readl(g->qts, g->base + A_CR0));
+    write_gbpa(g, 0);
+    qsmmu_cfgi_ste(g, ONE_SID + 1);
+    qsmmu_cfgi_ste(g, ONE_SID + 0x100);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n);
+
+    /* CFGI_STE is about the CDs as well. */
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, ++n);
+    g_assert_cmpuint(last_call(t.m)->nr, ==, _IOC_NR(IOMMU_HWPT_INVALIDATE));
+    g_assert_cmphex(last_call(t.m)->arg[1], ==,
+                    SMMU_CMD_CFGI_CD_ALL | (uint64_t)ONE_SID << 32);
+
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    n = calls(t.m, ANY_IOCTL);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 3);
+    qsmmu_command(g, CFGI_RANGE(0, 31));
+    qsmmu_cfgi_cd(g, ONE_SID);
+    qsmmu_guest_disable(g);
+    write_gbpa(g, 0);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n);
+
+    /* In each 64 bits of the STE a change counts. */
+    enable_again(g);
+    qsmmu_attach(g, ONE_SID, t.domain);
+    qsmmu_set_ste(g, ONE_SID, s1(t.domain), 0xfc);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(t.m->hd->shm->objects[t.dev->hwpt].data[1], ==, 0xfc);
+    one_device_stop(&t);
+}
+
+static void test_cd(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+    uint64_t n = calls(t.m, ANY_IOCTL);
+    uint32_t hwpt = t.dev->hwpt;
+    unsigned attaches;
+
+    qsmmu_cfgi_cd(g, ONE_SID);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n + 1);
+    g_assert_cmphex(last_call(t.m)->arg[1], ==,
+                    SMMU_CMD_CFGI_CD | (uint64_t)ONE_SID << 32);
+    g_assert_cmpint(last_call(t.m)->result, ==, 0);
+    g_assert_cmpuint(t.dev->hwpt, ==, hwpt);
+
+    /* If the host does not, it is made to read the CDs by attaching. */
+    for (int i = 0; i < 2; i++) {
+        attaches = calls(t.m, VFIO_DEVICE_ATTACH_IOMMUFD_PT);
+        host_double_fail(t.m->hd, IOMMU_HWPT_INVALIDATE, 1, ENOMEM);
+        if (i) {
+            qsmmu_cfgi_ste(g, ONE_SID);
+        } else {
+            qsmmu_cfgi_cd(g, ONE_SID);
+        }
+        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmpuint(calls(t.m, VFIO_DEVICE_ATTACH_IOMMUFD_PT), ==,
+                         attaches + 2);
+        g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 3);
+    }
+    one_device_stop(&t);
+}
+
+/* ATS is the guest's only if the vSMMU has it. */
+static void test_ats(void)
+{
+    for (int ats = 0; ats < 2; ats++) {
+        Machine *m = machine_new("gic-version=3", ats ? ",ats=on" : ",ats=off");
+        char *messages = catch_messages(m);
+        OneDevice t;
+
+        m->hd->shm->smmu[0].ats = true;
+        m->hd->shm->smmu[0].idr[0] |= R_IDR0_ATS_MASK;
+        t = one_device_start(m);
+        qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), STE1_EATS & (1 << 28));
+        qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
+        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==,
+                        ats ? 1 << 28 : 0);
+
+        /* Split stage ATS: an STE that the host refuses is a guest's error. */
+        qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 2 << 28);
+        qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
+        g_assert_cmphex(attached_ste(&t), ==,
+                        ats ? QSMMU_STE_ABORT : s1(t.domain));
+        assert_no_message(messages);
+        one_device_stop(&t);
+        messages_free(messages);
+    }
+}
+
+/* One device, as one_device_start() has it, but still without an STE */
+static OneDevice idle_device_start(Machine *m)
+{
+    OneDevice t = { .m = m, .dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0") };
+
+    machine_start(m);
+    t.pci = find_pci(m, ONE_SID);
+    qsmmu_guest_enable(&m->smmu[0]);
+    t.domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
+    return t;
+}
+
+/* An error of the host aborts the stream, and is reported once. */
+static void test_failure(void)
+{
+    static const struct {
+        unsigned long request;
+        int err;
+    } rows[] = {
+        { IOMMU_HWPT_ALLOC, ENOMEM },
+        { IOMMU_HWPT_ALLOC, EINVAL },
+        { IOMMU_VDEVICE_ALLOC, ENOMEM },
+        { IOMMU_VDEVICE_ALLOC, EEXIST },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EINVAL },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EBUSY },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO },
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        Machine *m = machine_new_default();
+        char *messages = catch_messages(m);
+        OneDevice t = idle_device_start(m);
+        QSMMUGuest *g = &m->smmu[0];
+
+        g_test_message("row %d", i);
+        for (int round = 0; round < 2; round++) {
+            qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+            qsmmu_cfgi_ste(g, ONE_SID);
+            if (round && rows[i].request == IOMMU_VDEVICE_ALLOC) {
+                break; /* It has one now. */
+            }
+            for (int n = 0; n < 3; n++) {
+                host_double_fail(m->hd, rows[i].request, 1, rows[i].err);
+                qsmmu_attach(g, ONE_SID, t.domain);
+                g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+                g_assert_cmpuint(host_double_objects(m->hd, HD_HWPT_NESTED),
+                                 ==, 2);
+            }
+            g_assert_cmpuint(take_messages(messages, "vfio0, stream 0x10: "),
+                             ==, 1);
+            qsmmu_cfgi_ste(g, ONE_SID);
+            g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+            assert_no_message(messages);
+        }
+        one_device_stop(&t);
+        messages_free(messages);
+    }
+}
+
+/* What is attached goes away even if the host refuses to attach any other. */
+static void test_stray(void)
 {
     Machine *m = machine_new_default();
-    HDDevice *second = host_double_add_device(m->hd, 0);
-    HDObject *hwpt;
-    QPCIDevice *port;
-    OneDevice t;
+    char *messages = catch_messages(m);
+    OneDevice t = one_device_start(m);
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *other = qsmmu_domain_new(g, 12, 2);
 
-    g_string_append(m->args,
-                    "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,"
-                    "chassis=1 ");
-    t = one_device_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
-    qsmmu_guest_disable(&m->smmu[0]);
-    qtest_writel(m->qts, m->smmu[0].base + A_GBPA,
-                 R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
+    host_double_fail_forever(m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO);
+    qsmmu_attach(g, ONE_SID, other);
+    g_assert_cmphex(attached(m, t.dev), ==, BLOCKED);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmpuint(take_messages(messages, "Its stream is aborted"), ==, 1);
+    host_double_fail_forever(m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached(m, t.dev), ==, s1(other));
+
+    /* Nothing at all works: it is said, and tried until it does. */
+    host_double_fail_forever(m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO);
+    host_double_fail_forever(m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, EIO);
+    for (int i = 0; i < 3; i++) {
+        qsmmu_attach(g, ONE_SID, NULL);
+        g_assert_cmphex(attached(m, t.dev), ==, s1(other));
+    }
+    g_assert_cmpuint(take_messages(messages, "cannot even be aborted"), ==, 1);
+    host_double_fail_forever(m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached(m, t.dev), ==, BLOCKED);
+    host_double_fail_forever(m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0);
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmphex(attached(m, t.dev), ==, QSMMU_STE_ABORT);
+    qsmmu_attach(g, ONE_SID, t.domain);
+    g_assert_cmphex(attached(m, t.dev), ==, s1(t.domain));
+    g_assert_cmpuint(host_double_objects(m->hd, HD_HWPT_NESTED), ==, 3);
+    assert_no_message(messages);
+    g_free(other);
+    one_device_stop(&t);
+    messages_free(messages);
+}
+
+static void test_veventq_failure(void)
+{
+    Machine *m = machine_new_default();
+    char *messages = catch_messages(m);
+    OneDevice t = { .m = m, .dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0") };
+    QSMMUGuest *g = &m->smmu[0];
+
+    machine_start(m);
+    host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, ENOMEM);
+    qsmmu_guest_enable(g);
+    enable_again(g);
+    g_assert_cmpuint(take_messages(messages, "events of the host"), ==, 1);
+    host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, 0);
+    enable_again(g);
+    g_assert_cmpuint(host_double_objects(m->hd, HD_VEVENTQ), ==, 1);
+    assert_no_message(messages);
+    one_device_stop(&t);
+    messages_free(messages);
+}
+
+/* Root ports on pcie.0 at 1.0, 2.0 and so on, whose IDs are rp, rp1, ... */
+static Machine *machine_new_ports(unsigned n)
+{
+    Machine *m = machine_new_default();
+
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *id = i ? g_strdup_printf("rp%u", i) : g_strdup("rp");
+
+        g_string_append_printf(m->args, "-device pcie-root-port,id=%s,"
+                               "bus=pcie.0,addr=%u.0,chassis=%u ", id, i + 1,
+                               i + 1);
+    }
+    return m;
+}
+
+static void set_buses(Machine *m, int bridge, uint8_t secondary,
+                      uint8_t subordinate)
+{
+    QPCIDevice *pci = find_pci(m, bridge);
+
+    qpci_config_writew(pci, PCI_SECONDARY_BUS, secondary | subordinate << 8);
+    g_free(pci);
+}
+
+#define PORT(n)         PCI_DEVFN((n) + 1, 0)
+#define SID(bus, devfn) PCI_BUILD_BDF(bus, devfn)
+
+/* A device that comes second gets what its SMMU does, too. */
+static void test_second_device(void)
+{
+    Machine *m = machine_new_ports(1);
+    HDDevice *second = host_double_add_device(m->hd, 0);
+    OneDevice t = one_device_start(m);
+    QSMMUGuest *g = &m->smmu[0];
+    QPCIDevice *port = enable_port(m, PORT(0));
+
+    qsmmu_guest_disable(g);
+    write_gbpa(g, R_GBPA_ABORT_MASK);
     g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
     plug(m, second, port);
-    hwpt = &m->hd->shm->objects[second->hwpt];
-    g_assert_cmpuint(hwpt->type, ==, HD_HWPT_NESTED);
-    g_assert_cmphex(hwpt->data[0], ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(m, second), ==, QSMMU_STE_ABORT);
+    unplug(m, second, port);
+
+    /* Without an STE, and with one that is there already */
+    enable_again(g);
+    plug(m, second, port);
+    g_assert_cmphex(attached(m, second), ==, QSMMU_STE_ABORT);
+    unplug(m, second, port);
+    qsmmu_set_ste(g, SID(1, 0), s1(t.domain), 0);
+    plug(m, second, port);
+    g_assert_cmphex(attached(m, second), ==, s1(t.domain));
+    g_assert_cmphex(vsid(m, second), ==, SID(1, 0));
     g_free(port);
     one_device_stop(&t);
 }
 
-static void test_host_event(void)
+/* device_add of a vfio-pci on @bus: NULL, or what the error says */
+static char *try_plug(Machine *m, HDDevice *dev, const char *bus)
+{
+    int fd = dev->fd;
+    char *error = NULL;
+    QDict *rsp;
+
+    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
+                                 "'arguments': { 'fdname': 'hotplug' } }");
+    rsp = qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
+                    "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
+                    "'iommufd': 'iommufd0', 'rombar': 0, 'bus': %s } }", bus);
+    if (qdict_haskey(rsp, "error")) {
+        error = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
+    }
+    qobject_unref(rsp);
+    return error;
+}
+
+static void wait_unbound(HDDevice *dev)
+{
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+
+    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+}
+
+/* Each call that plugging makes may fail; then the device is not there. */
+static void test_plug_failure(void)
+{
+    static const struct {
+        unsigned long request;
+        unsigned n;
+        int err;
+    } rows[] = {
+        { IOMMU_GET_HW_INFO, 3, ENOMEM },   /* after those of VFIO itself */
+        { IOMMU_VIOMMU_ALLOC, 1, EOPNOTSUPP },
+        { IOMMU_VIOMMU_ALLOC, 1, ENOMEM },
+        { IOMMU_HWPT_ALLOC, 2, ENOMEM },    /* the one that aborts */
+        { IOMMU_HWPT_ALLOC, 3, ENOMEM },    /* the one that bypasses */
+        { IOMMU_HWPT_ALLOC, 4, EINVAL },    /* the one with the STE */
+        { IOMMU_VEVENTQ_ALLOC, 1, ENOMEM },
+        { IOMMU_VDEVICE_ALLOC, 1, ENOMEM },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, 2, EBUSY },
+        { VFIO_DEVICE_ATTACH_IOMMUFD_PT, 2, EINVAL },
+    };
+    Machine *m = machine_new_ports(1);
+    char *messages = catch_messages(m);
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *domain;
+    QPCIDevice *port;
+
+    machine_start(m);
+    port = enable_port(m, PORT(0));
+    qsmmu_guest_enable(g);
+    domain = qsmmu_domain_new(g, 12, 1);
+    qsmmu_attach(g, SID(1, 0), domain);
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        g_autofree char *error = NULL;
+
+        g_test_message("row %d", i);
+        host_double_fail(m->hd, rows[i].request, rows[i].n, rows[i].err);
+        error = try_plug(m, dev, "rp");
+        g_assert_nonnull(error);
+        g_test_message("%s", error);
+        g_assert_nonnull(strstr(error, g_strerror(rows[i].err)));
+        wait_unbound(dev);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+        assert_no_message(messages);
+    }
+
+    plug(m, dev, port);
+    g_assert_cmphex(attached(m, dev), ==, s1(domain));
+    g_free(domain);
+    g_free(port);
+    machine_stop(m);
+    messages_free(messages);
+}
+
+/* One vSMMU cannot stand for two of the host's. */
+static void test_other_host_smmu(void)
+{
+    Machine *m = machine_new_ports(1);
+    char *messages = catch_messages(m);
+    HDDevice *other = host_double_add_device(m->hd, 1);
+    OneDevice t = one_device_start(m);
+    QPCIDevice *port = enable_port(m, PORT(0));
+    unsigned objects = host_double_objects(m->hd, HD_FREE);
+    g_autofree char *error = try_plug(m, other, "rp");
+
+    g_assert_nonnull(error);
+    g_assert_nonnull(strstr(error, "vIOMMU"));
+    wait_unbound(other);
+    g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, objects);
+    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    assert_no_message(messages);
+    g_free(port);
+    one_device_stop(&t);
+    messages_free(messages);
+}
+
+/*
+ * A device that goes is attached to nothing that translates less, and leaves
+ * nothing behind. What comes in its place has its stream, and its doorbell.
+ */
+static void test_replaced_device(void)
+{
+    Machine *m = machine_new_ports(1);
+    char *messages = catch_messages(m);
+    HDDevice *dev[2] = {
+        host_double_add_device(m->hd, 0), host_double_add_device(m->hd, 0),
+    };
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *domain;
+    QPCIDevice *port;
+
+    machine_start(m);
+    port = enable_port(m, PORT(0));
+    qsmmu_guest_enable(g);
+    domain = qsmmu_domain_new(g, 12, 1);
+    qsmmu_map(domain, DOORBELL & ~0xfffull, TARGET(0));
+    qsmmu_attach(g, SID(1, 0), domain);
+    for (int i = 0; i < 4; i++) {
+        HDDevice *d = dev[i % 2];
+        QPCIDevice *pci;
+        unsigned n;
+
+        plug(m, d, port);
+        g_assert_cmphex(attached(m, d), ==, s1(domain));
+        g_assert_cmphex(vsid(m, d), ==, SID(1, 0));
+
+        pci = find_pci(m, SID(1, 0));
+        qpci_iomap(pci, HD_BAR_MSIX, NULL);
+        set_vector(pci, 0, DOORBELL, MSI_DATA);
+        fire(m, d, 0);
+        assert_delivered(m, TARGET(0));
+        qpci_msix_disable(pci);
+        g_free(pci);
+
+        n = calls(m, VFIO_DEVICE_ATTACH_IOMMUFD_PT);
+        unplug(m, d, port);
+        g_assert_cmpuint(calls(m, VFIO_DEVICE_ATTACH_IOMMUFD_PT), ==, n);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+    }
+    assert_no_message(messages);
+    g_free(domain);
+    g_free(port);
+    machine_stop(m);
+    messages_free(messages);
+}
+
+/* The SMMU does not notice a function level reset. */
+static void test_flr(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    uint8_t cap = qpci_find_capability(t.pci, PCI_CAP_ID_EXP, 0);
+    uint32_t hwpt = t.dev->hwpt;
+    uint64_t n = calls(t.m, ANY_IOCTL);
+
+    qpci_config_writew(t.pci, cap + PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_BCR_FLR);
+    g_assert_cmpuint(t.dev->hwpt, ==, hwpt);
+    g_assert_cmphex(vsid(t.m, t.dev), ==, ONE_SID);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n);
+    one_device_stop(&t);
+}
+
+/* Two devices behind root ports with buses 1 and 2, each with a domain */
+typedef struct TwoPorts {
+    Machine *m;
+    char *messages;
+    HDDevice *dev[2];
+    QSMMUDomain *domain[2];
+} TwoPorts;
+
+static TwoPorts two_ports_start(void)
+{
+    TwoPorts t = { .m = machine_new_ports(2) };
+    Machine *m = t.m;
+
+    t.messages = catch_messages(m);
+    t.dev[0] = add_vfio(m, 0, "bus=rp");
+    t.dev[1] = add_vfio(m, 0, "bus=rp1");
+    machine_start(m);
+    for (int i = 0; i < 2; i++) {
+        set_buses(m, PORT(i), i + 1, i + 1);
+    }
+    qsmmu_guest_enable(&m->smmu[0]);
+    for (int i = 0; i < 2; i++) {
+        t.domain[i] = qsmmu_domain_new(&m->smmu[0], 12, i + 1);
+        qsmmu_attach(&m->smmu[0], SID(i + 1, 0), t.domain[i]);
+        g_assert_cmphex(attached(m, t.dev[i]), ==, s1(t.domain[i]));
+        g_assert_cmphex(vsid(m, t.dev[i]), ==, SID(i + 1, 0));
+    }
+    return t;
+}
+
+/* No test with it may make QEMU say anything. */
+static void two_ports_stop(TwoPorts *t)
+{
+    assert_no_message(t->messages);
+    g_free(t->domain[0]);
+    g_free(t->domain[1]);
+    machine_stop(t->m);
+    messages_free(t->messages);
+}
+
+static void assert_event_from(Machine *m, HDDevice *dev, uint32_t sid)
+{
+    static const uint64_t fault[4] = { QSMMU_F_TRANSLATION, 0, 0x12345000, 0 };
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+    unsigned n = qsmmu_events(&m->smmu[0]);
+    uint64_t event[4];
+
+    g_assert_true(host_double_post_event(m->hd, dev, fault));
+    while (qsmmu_events(&m->smmu[0]) == n) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
+    qsmmu_event(&m->smmu[0], n, event);
+    g_assert_cmphex(QSMMU_EVT_SID(event), ==, sid);
+}
+
+/* Stream IDs follow the bus numbers at once, and with them all else. */
+static void test_renumbered(void)
+{
+    TwoPorts t = two_ports_start();
+    QSMMUGuest *g = &t.m->smmu[0];
+    uint64_t n;
+
+    set_buses(t.m, PORT(0), 3, 3);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
+    g_assert_cmphex(attached(t.m, t.dev[1]), ==, s1(t.domain[1]));
+
+    /* They swap their places. */
+    set_buses(t.m, PORT(1), 1, 1);
+    g_assert_cmphex(attached(t.m, t.dev[1]), ==, s1(t.domain[0]));
+    g_assert_cmphex(vsid(t.m, t.dev[1]), ==, SID(1, 0));
+    set_buses(t.m, PORT(0), 2, 2);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[1]));
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, SID(2, 0));
+
+    /* Commands and events are about the device that has the ID now. */
+    qsmmu_cfgi_cd(g, SID(1, 0));
+    g_assert_cmpint(last_call(t.m)->result, ==, 0);
+    qsmmu_set_ste(g, SID(1, 0), QSMMU_STE_BYPASS, 0);
+    qsmmu_cfgi_ste(g, SID(1, 0));
+    g_assert_cmphex(attached(t.m, t.dev[1]), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[1]));
+    assert_event_from(t.m, t.dev[0], SID(2, 0));
+
+    /* The same STE at the other ID: the events' ID needs an attachment. */
+    qsmmu_set_ste(g, SID(4, 0), s1(t.domain[1]), 0);
+    set_buses(t.m, PORT(0), 4, 4);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[1]));
+    assert_event_from(t.m, t.dev[0], SID(4, 0));
+
+    /* A write that changes no number makes no call. */
+    n = calls(t.m, ANY_IOCTL);
+    set_buses(t.m, PORT(0), 4, 4);
+    set_buses(t.m, PORT(0), 4, 5);
+    g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n);
+    two_ports_stop(&t);
+}
+
+/* While a device cannot be reached by its ID, another may have it. */
+static void test_no_stream_id(void)
+{
+    TwoPorts t = two_ports_start();
+    QSMMUGuest *g = &t.m->smmu[0];
+
+    /* Bus 0 is the root bus. */
+    qsmmu_set_ste(g, 0, QSMMU_STE_BYPASS, 0);
+    set_buses(t.m, PORT(0), 0, 0);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
+    qsmmu_command(g, CFGI_RANGE(0, 31));
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
+
+    /* Both have bus 2: only one of them gets there. */
+    set_buses(t.m, PORT(0), 2, 2);
+    g_assert_cmpuint((attached(t.m, t.dev[0]) == s1(t.domain[1])) +
+                     (attached(t.m, t.dev[1]) == s1(t.domain[1])), ==, 1);
+    g_assert_cmpuint((attached(t.m, t.dev[0]) == QSMMU_STE_ABORT) +
+                     (attached(t.m, t.dev[1]) == QSMMU_STE_ABORT), ==, 1);
+
+    /* When the other goes, this one has it. */
+    set_buses(t.m, PORT(1), 1, 1);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[1]));
+    g_assert_cmphex(attached(t.m, t.dev[1]), ==, s1(t.domain[0]));
+
+    /* Without an SMMU, IDs do not matter. */
+    qsmmu_guest_disable(g);
+    set_buses(t.m, PORT(0), 0, 0);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_BYPASS);
+
+    /* A reset takes all numbers. */
+    enable_again(g);
+    qtest_system_reset(t.m->qts);
+    g_assert_cmphex(attached(t.m, t.dev[1]), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(vsid(t.m, t.dev[1]), ==, NO_VSID);
+    two_ports_stop(&t);
+}
+
+/* Nothing of a renumbering goes wrong with a host that fails. */
+static void test_renumbered_failure(void)
+{
+    TwoPorts t = two_ports_start();
+
+    host_double_fail(t.m->hd, IOMMU_VDEVICE_ALLOC, 1, ENOMEM);
+    qsmmu_set_ste(&t.m->smmu[0], SID(3, 0), s1(t.domain[0]), 0);
+    set_buses(t.m, PORT(0), 3, 3);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
+    g_assert_cmpuint(take_messages(t.messages, "vfio0, stream 0x300: "), ==, 1);
+    qsmmu_cfgi_ste(&t.m->smmu[0], SID(3, 0));
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[0]));
+
+    /* It cannot be blocked: the old ID must still not stay. */
+    host_double_fail_forever(t.m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO);
+    host_double_fail_forever(t.m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, EIO);
+    set_buses(t.m, PORT(0), 4, 4);
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
+    g_assert_cmpuint(take_messages(t.messages, "cannot even be aborted"), ==,
+                     1);
+    host_double_fail_forever(t.m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0);
+    host_double_fail_forever(t.m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, 0);
+    qsmmu_attach(&t.m->smmu[0], SID(4, 0), t.domain[0]);
+    g_assert_cmphex(attached(t.m, t.dev[0]), ==, s1(t.domain[0]));
+    assert_event_from(t.m, t.dev[0], SID(4, 0));
+    two_ports_stop(&t);
+}
+
+/* Each function is a stream. */
+static void test_multifunction(void)
+{
+    Machine *m = machine_new_default();
+    HDDevice *dev[2] = {
+        add_vfio(m, 0, "bus=pcie.0,addr=2.0,multifunction=on"),
+        add_vfio(m, 0, "bus=pcie.0,addr=2.1"),
+    };
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *domain;
+
+    machine_start(m);
+    qsmmu_guest_enable(g);
+    domain = qsmmu_domain_new(g, 12, 1);
+    qsmmu_attach(g, ONE_SID + 1, domain);
+    g_assert_cmphex(attached(m, dev[0]), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(m, dev[1]), ==, s1(domain));
+    qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+    qsmmu_set_ste(g, ONE_SID + 1, QSMMU_STE_BYPASS, 0);
+    qsmmu_command(g, CFGI_RANGE(ONE_SID + 1, 0));
+    g_assert_cmphex(attached(m, dev[0]), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_BYPASS);
+    g_free(domain);
+    machine_stop(m);
+}
+
+#define SWITCH_PORT(bus, n) SID(bus, PCI_DEVFN(n, 0))
+
+/* A root port, and behind it a switch with two devices */
+static Machine *machine_new_switch(HDDevice *dev[2])
+{
+    Machine *m = machine_new_ports(1);
+
+    g_string_append(m->args, "-device x3130-upstream,id=up,bus=rp ");
+    for (int i = 0; i < 2; i++) {
+        g_autofree char *where = g_strdup_printf("bus=down%d", i);
+
+        g_string_append_printf(m->args, "-device xio3130-downstream,id=down%d,"
+                               "bus=up,addr=%d.0,chassis=%d ", i, i, 10 + i);
+        dev[i] = add_vfio(m, 0, where);
+    }
+    return m;
+}
+
+static void test_switch(void)
+{
+    HDDevice *dev[2];
+    Machine *m = machine_new_switch(dev);
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *domain[2];
+
+    machine_start(m);
+    set_buses(m, PORT(0), 1, 4);
+    set_buses(m, SID(1, 0), 2, 4);
+    set_buses(m, SWITCH_PORT(2, 0), 3, 3);
+    set_buses(m, SWITCH_PORT(2, 1), 4, 4);
+    qsmmu_guest_enable(g);
+    for (int i = 0; i < 2; i++) {
+        domain[i] = qsmmu_domain_new(g, 12, i + 1);
+        qsmmu_attach(g, SID(3 + i, 0), domain[i]);
+        qsmmu_set_ste(g, SID(9 - i, 0), s1(domain[i]), 0);
+    }
+    for (int i = 0; i < 2; i++) {
+        g_assert_cmphex(attached(m, dev[i]), ==, s1(domain[i]));
+        g_assert_cmphex(vsid(m, dev[i]), ==, SID(3 + i, 0));
+    }
+
+    /* The root port no longer leads to the buses below. */
+    set_buses(m, PORT(0), 6, 9);
+    for (int i = 0; i < 2; i++) {
+        g_assert_cmphex(attached(m, dev[i]), ==, QSMMU_STE_ABORT);
+        g_assert_cmphex(vsid(m, dev[i]), ==, NO_VSID);
+    }
+    set_buses(m, SID(6, 0), 7, 9);
+    set_buses(m, SWITCH_PORT(7, 0), 8, 8);
+    set_buses(m, SWITCH_PORT(7, 1), 9, 9);
+    for (int i = 0; i < 2; i++) {
+        g_assert_cmphex(attached(m, dev[i]), ==, s1(domain[!i]));
+        g_assert_cmphex(vsid(m, dev[i]), ==, SID(8 + i, 0));
+    }
+    g_free(domain[0]);
+    g_free(domain[1]);
+    machine_stop(m);
+}
+
+/* Buses that go away with a switch are forgotten, devices and all. */
+static void test_switch_unplugged(void)
+{
+    HDDevice *dev[2];
+    Machine *m = machine_new_switch(dev);
+    char *messages = catch_messages(m);
+    QSMMUGuest *g = &m->smmu[0];
+    g_autofree char *mtree = NULL;
+    QSMMUDomain *domain;
+    QPCIDevice *port;
+
+    machine_start(m);
+    set_buses(m, PORT(0), 1, 4);
+    set_buses(m, SID(1, 0), 2, 4);
+    set_buses(m, SWITCH_PORT(2, 0), 3, 3);
+    set_buses(m, SWITCH_PORT(2, 1), 4, 4);
+    qsmmu_guest_enable(g);
+    domain = qsmmu_domain_new(g, 12, 1);
+    qsmmu_attach(g, SID(3, 0), domain);
+    qsmmu_attach(g, SID(4, 0), domain);
+    g_assert_cmphex(attached(m, dev[1]), ==, s1(domain));
+
+    port = find_pci(m, PORT(0));
+    remove_from_slot(m, "up", port);
+    wait_unbound(dev[0]);
+    wait_unbound(dev[1]);
+    g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+    qsmmu_command(g, CFGI_RANGE(0, 31));
+    qsmmu_cfgi_ste(g, SID(3, 0));
+    qsmmu_cfgi_cd(g, SID(4, 0));
+    mtree = qtest_hmp(m->qts, "info mtree");
+    g_assert_null(strstr(mtree, "smmuv3-accel-down"));
+    g_assert_nonnull(strstr(mtree, "smmuv3-accel-rp"));
+    assert_no_message(messages);
+    g_free(port);
+    g_free(domain);
+    machine_stop(m);
+    messages_free(messages);
+}
+
+/* Each vSMMU has streams of its own, whatever their host SMMUs are. */
+static void test_two_vsmmus(void)
+{
+    for (int host_smmu = 0; host_smmu < 2; host_smmu++) {
+        Machine *m = machine_new_default();
+        QSMMUGuest *g = m->smmu;
+        QSMMUDomain *domain[2];
+        HDDevice *dev[2];
+
+        g_string_append(m->args,
+                        "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,bus_nr=8 "
+                        "-device arm-smmuv3,primary-bus=pxb,accel=on,ril=on,"
+                        "ats=off,ssidsize=0,oas=44 "
+                        "-device pcie-root-port,id=rp,bus=pxb,addr=1.0,"
+                        "chassis=1 ");
+        dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+        dev[1] = add_vfio(m, host_smmu, "bus=rp");
+        machine_start(m);
+        set_buses(m, SID(8, PCI_DEVFN(1, 0)), 9, 9);
+        for (int i = 0; i < 2; i++) {
+            qsmmu_guest_enable(&g[i]);
+            domain[i] = qsmmu_domain_new(&g[i], 12, i + 1);
+            qsmmu_set_ste(&g[i], ONE_SID, s1(domain[i]), 0);
+            qsmmu_set_ste(&g[i], SID(9, 0), s1(domain[i]), 0);
+        }
+        qsmmu_command(&g[0], CFGI_RANGE(0, 31));
+        g_assert_cmphex(attached(m, dev[0]), ==, s1(domain[0]));
+        g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_ABORT);
+        qsmmu_cfgi_ste(&g[1], ONE_SID);
+        g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_ABORT);
+        qsmmu_cfgi_ste(&g[1], SID(9, 0));
+        g_assert_cmphex(attached(m, dev[1]), ==, s1(domain[1]));
+        g_assert_cmphex(vsid(m, dev[1]), ==, SID(9, 0));
+
+        qsmmu_guest_disable(&g[0]);
+        g_assert_cmphex(attached(m, dev[0]), ==, QSMMU_STE_BYPASS);
+        g_assert_cmphex(attached(m, dev[1]), ==, s1(domain[1]));
+        set_buses(m, SID(8, PCI_DEVFN(1, 0)), 10, 10);
+        g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_ABORT);
+        qsmmu_attach(&g[1], SID(10, 0), domain[1]);
+        g_assert_cmphex(attached(m, dev[1]), ==, s1(domain[1]));
+        g_assert_cmphex(vsid(m, dev[1]), ==, SID(10, 0));
+        g_free(domain[0]);
+        g_free(domain[1]);
+        machine_stop(m);
+    }
+}
+
+/* Devices on a conventional bus share a stream ID: they are refused. */
+static void test_conventional_bus(void)
+{
+    static const char *const buses[] = { "pcie_br", "pci_br" };
+    Machine *m = machine_new_ports(1);
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+
+    g_string_append(m->args,
+                    "-device pcie-pci-bridge,id=pcie_br,bus=rp "
+                    "-device pci-bridge,id=pci_br,bus=pcie_br,addr=3.0,"
+                    "chassis_nr=1,shpc=on ");
+    machine_start(m);
+    for (int i = 0; i < ARRAY_SIZE(buses); i++) {
+        g_autofree char *error = try_plug(m, dev, buses[i]);
+
+        g_assert_nonnull(error);
+        g_test_message("%s", error);
+        g_assert_nonnull(strstr(error, "hot is behind PCI bridge "));
+        g_assert_nonnull(strstr(error, buses[i]));
+        wait_unbound(dev);
+    }
+    g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+    machine_stop(m);
+}
+
+static void test_event(void)
 {
     static const uint64_t fault[4] = {
         QSMMU_F_TRANSLATION, 0, 0x12345000, 0,
@@ -120,17 +1134,15 @@ static void test_host_event(void)
     one_device_stop(&t);
 }
 
-static void test_host_invalidation(void)
+static void test_invalidation(void)
 {
     OneDevice t = one_device_start(machine_new_default());
-    unsigned calls = host_double_calls(t.m->hd, IOMMU_HWPT_INVALIDATE);
-    HDShared *shm = t.m->hd->shm;
+    unsigned n = calls(t.m, IOMMU_HWPT_INVALIDATE);
     HDCall *last;
 
     qsmmu_tlbi_va(t.domain, DOORBELL);
-    g_assert_cmpuint(host_double_calls(t.m->hd, IOMMU_HWPT_INVALIDATE), ==,
-                     calls + 1);
-    last = &shm->calls[shm->num_calls - 1];
+    g_assert_cmpuint(calls(t.m, IOMMU_HWPT_INVALIDATE), ==, n + 1);
+    last = last_call(t.m);
     g_assert_cmpint(last->result, ==, 0);
     g_assert_cmphex(last->arg[1], ==,
                     SMMU_CMD_TLBI_NH_VA | (uint64_t)t.domain->asid << 48);
@@ -140,21 +1152,35 @@ static void test_host_invalidation(void)
 
 int main(int argc, char **argv)
 {
-    static const char host_lags[] =
-        "only CFGI_STE and GBPA make QEMU attach another HWPT";
     static const AccelTest tests[] = {
-        { "/accel/host/ste", test_host_follows_ste },
-        { "/accel/host/smmuen", test_host_follows_smmuen, host_lags },
-        { "/accel/host/gbpa", test_host_follows_gbpa,
-          "GBPA is attached even while the SMMU is enabled" },
-        { "/accel/host/missing-ste", test_host_follows_missing_ste,
-          "an STE that is not found leaves the device as it is" },
-        { "/accel/host/failure", test_host_follows_after_failure,
-          "a host error leaves the device as it is" },
-        { "/accel/host/second-device", test_host_follows_second_device,
-          "only the first device of an SMMU is attached by it" },
-        { "/accel/host/event", test_host_event },
-        { "/accel/host/invalidation", test_host_invalidation },
+        { "/accel/host/ste", test_ste },
+        { "/accel/host/ste-range", test_ste_range },
+        { "/accel/host/smmuen", test_smmuen },
+        { "/accel/host/gbpa", test_gbpa },
+        { "/accel/host/reset", test_reset },
+        { "/accel/host/missing-ste", test_missing_ste },
+        { "/accel/host/stream-table", test_stream_table },
+        { "/accel/host/unchanged", test_unchanged },
+        { "/accel/host/cd", test_cd },
+        { "/accel/host/ats", test_ats },
+        { "/accel/host/failure", test_failure },
+        { "/accel/host/stray", test_stray },
+        { "/accel/host/veventq-failure", test_veventq_failure },
+        { "/accel/host/second-device", test_second_device },
+        { "/accel/host/plug-failure", test_plug_failure },
+        { "/accel/host/other-host-smmu", test_other_host_smmu },
+        { "/accel/host/replaced-device", test_replaced_device },
+        { "/accel/host/flr", test_flr },
+        { "/accel/host/renumbered", test_renumbered },
+        { "/accel/host/renumbered-failure", test_renumbered_failure },
+        { "/accel/host/no-stream-id", test_no_stream_id },
+        { "/accel/host/multifunction", test_multifunction },
+        { "/accel/host/switch", test_switch },
+        { "/accel/host/switch-unplugged", test_switch_unplugged },
+        { "/accel/host/two-vsmmus", test_two_vsmmus },
+        { "/accel/host/conventional-bus", test_conventional_bus },
+        { "/accel/host/event", test_event },
+        { "/accel/host/invalidation", test_invalidation },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

@@ -128,6 +128,7 @@ HDDevice *host_double_add_device(HostDouble *hd, int smmu)
     dev->intx = true;
     dev->dynamic_msix = true;
     dev->bound_fd = HD_NONE;
+    dev->vsid = HD_NONE;
     dev->iommufd = HD_NONE;
     dev->irq_index = HD_NONE;
     dev->intx_unmask = HD_NONE;
@@ -275,6 +276,16 @@ void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
     hd_lock(hd);
     hd->shm->fail[_IOC_NR(request)].n = n;
     hd->shm->fail[_IOC_NR(request)].err = err;
+    hd->shm->fail[_IOC_NR(request)].forever = false;
+    hd_unlock(hd);
+}
+
+void host_double_fail_forever(HostDouble *hd, unsigned long request, int err)
+{
+    hd_lock(hd);
+    hd->shm->fail[_IOC_NR(request)].n = err != 0;
+    hd->shm->fail[_IOC_NR(request)].err = err;
+    hd->shm->fail[_IOC_NR(request)].forever = err != 0;
     hd_unlock(hd);
 }
 
@@ -297,7 +308,9 @@ unsigned host_double_objects(HostDouble *hd, HDType type)
 
     hd_lock(hd);
     for (int i = 1; i < HD_MAX_OBJECTS; i++) {
-        n += hd->shm->objects[i].type == type;
+        HDType t = hd->shm->objects[i].type;
+
+        n += type ? t == type : t != HD_FREE;
     }
     hd_unlock(hd);
     return n;

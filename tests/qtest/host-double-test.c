@@ -454,6 +454,7 @@ static void test_invalidate(void)
 static void test_events(void)
 {
     const uint64_t event[4] = { 0x10, 1, 2, 3 };
+    const uint64_t bypass[2] = { 0x9, 0 };
     struct {
         struct iommufd_vevent_header header;
         uint64_t event[4];
@@ -465,11 +466,22 @@ static void test_events(void)
         .type = IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
         .veventq_depth = 4,
     };
-    int vdevice = vdevice_alloc(n.id, n.viommu, SID);
+    int hwpt[2] = {
+        hwpt_alloc(n.id, n.viommu, 0, bypass),
+        hwpt_alloc(n.id, n.viommu, 0, bypass),
+    };
+    int vdevice;
 
-    g_assert_false(host_double_post_event(hd, n.dev, event));
+    /* The ID of an event is the one that there was at the attachment. */
+    g_assert_cmpint(attach(n.dev, hwpt[0]), ==, 0);
+    vdevice = vdevice_alloc(n.id, n.viommu, SID);
     g_assert_cmpint(iommufd(IOMMU_VEVENTQ_ALLOC, &cmd), ==, 0);
     g_assert_cmpint(iommufd(IOMMU_VEVENTQ_ALLOC, &cmd), ==, -EEXIST);
+    g_assert_cmpint(attach(n.dev, hwpt[0]), ==, 0);
+    g_assert_false(host_double_post_event(hd, n.dev, event));
+    g_assert_cmpint(attach(n.dev, hwpt[1]), ==, 0);
+    g_assert_cmpint(destroy(vdevice), ==, 0);
+    vdevice = vdevice_alloc(n.id, n.viommu, SID + 1);
     for (uint32_t i = 0; i < 2; i++) {
         g_assert_true(host_double_post_event(hd, n.dev, event));
         g_assert_cmpint(read(cmd.out_veventq_fd, &record, sizeof(record)), ==,
@@ -487,6 +499,12 @@ static void test_events(void)
     close(cmd.out_veventq_fd);
     g_assert_cmpint(destroy(cmd.out_veventq_id), ==, 0);
     g_assert_cmpint(destroy(vdevice), ==, 0);
+    g_assert_cmpint(attach(n.dev, n.parent), ==, 0);
+    g_assert_false(host_double_post_event(hd, n.dev, event));
+    g_assert_cmpint(destroy(hwpt[0]), ==, 0);
+    g_assert_cmpint(destroy(hwpt[1]), ==, 0);
+    release(n.dev);
+    g_assert_cmpint(bind_device(n.dev), >, 0);
     nesting_free(&n);
 }
 
@@ -608,6 +626,14 @@ static void test_fail(void)
             g_assert_cmpint(destroy(cmd.out_ioas_id), ==, 0);
         }
     }
+    host_double_fail_forever(hd, IOMMU_IOAS_ALLOC, EIO);
+    for (int i = 0; i < 3; i++) {
+        struct iommu_ioas_alloc cmd = { .size = sizeof(cmd) };
+
+        g_assert_cmpint(iommufd(IOMMU_IOAS_ALLOC, &cmd), ==, -EIO);
+    }
+    host_double_fail_forever(hd, IOMMU_IOAS_ALLOC, 0);
+    g_assert_cmpint(destroy(ioas_alloc()), ==, 0);
 }
 
 static void test_no_leak(void)

@@ -1488,6 +1488,7 @@ static void detach(HDDevice *dev)
     if (dev->hwpt) {
         hd->objects[dev->hwpt].users--;
         dev->hwpt = 0;
+        dev->vsid = HD_NONE;
     }
 }
 
@@ -1496,7 +1497,7 @@ static int do_attach(Call *c, HDDevice *dev, void *arg)
 {
     struct vfio_device_attach_iommufd_pt *attach = arg;
     HDObject *hwpt = get_object(dev->iommufd, attach->pt_id, HD_FREE);
-    uint32_t ioas;
+    uint32_t vdevice, ioas;
 
     if (attach->argsz < END_OF(vfio_device_attach_iommufd_pt, pt_id)) {
         return -EINVAL;
@@ -1508,6 +1509,9 @@ static int do_attach(Call *c, HDDevice *dev, void *arg)
     }
     if (!hwpt) {
         return -ENOENT;
+    }
+    if (attach->pt_id == dev->hwpt) {
+        return 0;
     }
     switch (hwpt->type) {
     case HD_HWPT_PAGING:
@@ -1521,8 +1525,9 @@ static int do_attach(Call *c, HDDevice *dev, void *arg)
     if (hwpt->smmu != dev->smmu) {
         return -EINVAL;
     }
+    vdevice = hwpt->type == HD_HWPT_NESTED ? vdevice_of(dev, hwpt->parent) : 0;
     if (hwpt->type == HD_HWPT_NESTED && STE0_CFG(hwpt->data[0]) == STE_CFG_S1
-        && !vdevice_of(dev, hwpt->parent)) {
+        && !vdevice) {
         return -ENOENT;
     }
     ioas = hd->objects[paging_hwpt(attach->pt_id)].parent;
@@ -1532,6 +1537,7 @@ static int do_attach(Call *c, HDDevice *dev, void *arg)
     hwpt->users++;
     detach(dev);
     dev->hwpt = attach->pt_id;
+    dev->vsid = vdevice ? hd->objects[vdevice].data[0] : HD_NONE;
     return 0;
 }
 
@@ -1679,14 +1685,18 @@ static int post_event(HDDevice *dev, const uint64_t *event)
         struct iommufd_vevent_header header;
         struct iommu_vevent_arm_smmuv3 event;
     } record = { };
-    uint32_t vdevice = vdevice_of(dev, 0);
-    HDObject *q;
     size_t size = sizeof(record.header);
+    uint32_t veventq;
+    HDObject *q;
 
-    if (!vdevice || !veventq_of(hd->objects[vdevice].parent)) {
+    if (dev->vsid == HD_NONE) {
         return -ENOENT;
     }
-    q = &hd->objects[veventq_of(hd->objects[vdevice].parent)];
+    veventq = veventq_of(hd->objects[dev->hwpt].parent);
+    if (!veventq) {
+        return -ENOENT;
+    }
+    q = &hd->objects[veventq];
     if (event) {
         size = sizeof(record);
         record.header.sequence = q->sequence++;
@@ -1694,7 +1704,7 @@ static int post_event(HDDevice *dev, const uint64_t *event)
             record.event.evt[i] = htole64(event[i]);
         }
         record.event.evt[0] =
-            htole64((uint32_t)event[0] | hd->objects[vdevice].data[0] << 32);
+            htole64((uint32_t)event[0] | (uint64_t)dev->vsid << 32);
     } else {
         record.header.flags = IOMMU_VEVENTQ_FLAG_LOST_EVENTS;
         record.header.sequence = q->sequence;
@@ -1783,10 +1793,11 @@ static void log_call(const HDCall *call)
 /* Is this call the one that the test wants to fail? */
 static int injected_error(unsigned nr)
 {
-    if (hd->fail[nr].n && --hd->fail[nr].n == 0) {
-        return -hd->fail[nr].err;
+    if (!hd->fail[nr].n || --hd->fail[nr].n) {
+        return 0;
     }
-    return 0;
+    hd->fail[nr].n = hd->fail[nr].forever;
+    return -hd->fail[nr].err;
 }
 
 static int double_ioctl(int fd, unsigned nr, void *arg, int iommufd,

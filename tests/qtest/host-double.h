@@ -20,6 +20,8 @@
  *     - a nested STE has no bits but those that a guest may have (EIO), and
  *       one that translates wants a vDEVICE of the device (ENOENT)
  *     - invalidation commands are checked, their vSID too (EIO)
+ *     - an event has the vSID that the device had when an HWPT was attached
+ *       last; to attach the one that is attached changes nothing
  *     - one kind of interrupt is enabled at a time (EINVAL), and only vectors
  *       that were allocated can be used, unless MSI-X is dynamic
  * - A device sends an interrupt to the eventfd that it was given last, and to
@@ -144,6 +146,7 @@ typedef struct HDDevice {
     int32_t iommufd;
     uint32_t id;            /* of the device as an iommufd object */
     uint32_t hwpt;          /* what is attached, 0 if nothing */
+    int64_t vsid;           /* of events, HD_NONE if there is none */
     int32_t irq_index;      /* what is enabled of INTx, MSI and MSI-X */
     uint32_t num_vectors;   /* allocated in the host */
     uint32_t resets;
@@ -172,10 +175,11 @@ typedef struct HDShared {
     HDSMMU smmu[HD_MAX_SMMUS];
     bool no_dma_buf;        /* BARs cannot be exported */
 
-    /* Let the n-th call from now of a kind fail, if n is not 0 */
+    /* Let the n-th call from now of a kind fail, or all from it on */
     struct {
-        uint32_t n;
+        uint32_t n;         /* 0 if none fails */
         int32_t err;
+        bool forever;
     } fail[256];
 
     HDObject objects[HD_MAX_OBJECTS];
@@ -307,12 +311,17 @@ void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
                       int err);
 
 /**
+ * host_double_fail_forever - let all calls of a kind fail, or none if @err is 0
+ */
+void host_double_fail_forever(HostDouble *hd, unsigned long request, int err);
+
+/**
  * host_double_calls - count the calls of a kind, failed ones included
  */
 unsigned host_double_calls(HostDouble *hd, unsigned long request);
 
 /**
- * host_double_objects - count the objects of a kind
+ * host_double_objects - count the objects of a kind, all if HD_FREE
  */
 unsigned host_double_objects(HostDouble *hd, HDType type);
 

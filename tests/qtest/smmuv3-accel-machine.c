@@ -368,13 +368,18 @@ void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
     set_slot_power(port, true);
 }
 
+void remove_from_slot(Machine *m, const char *id, QPCIDevice *port)
+{
+    qtest_qmp_device_del_send(m->qts, id);
+    set_slot_power(port, false);
+    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
+}
+
 void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
 {
     gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
 
-    qtest_qmp_device_del_send(m->qts, "hot");
-    set_slot_power(port, false);
-    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
+    remove_from_slot(m, "hot", port);
     while (qatomic_read(&dev->bound_fd) != HD_NONE) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(1000);

@@ -168,6 +168,9 @@ QPCIDevice *enable_port(Machine *m, int bdf);
 /* Hot plug @dev as "hot" into root port "rp". */
 void plug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
+/* Have what is in the slot of @port removed, with the guest's consent. */
+void remove_from_slot(Machine *m, const char *id, QPCIDevice *port);
+
 /* With the guest's consent. The last reference goes with an RCU callback. */
 void unplug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
