@@ -37,6 +37,7 @@ uint64_t qsmmu_guest_alloc(QSMMUGuest *g, uint64_t size)
 
 void qsmmu_guest_enable(QSMMUGuest *g)
 {
+    qtest_writel(g->qts, g->base + A_CR0, 0);
     qtest_writel(g->qts, g->base + A_CR1, CR1_CACHEABLE);
     qtest_writeq(g->qts, g->base + A_CMDQ_BASE, g->cmdq | QUEUE_LOG2SIZE);
     qtest_writel(g->qts, g->base + A_CMDQ_PROD, 0);
@@ -44,7 +45,9 @@ void qsmmu_guest_enable(QSMMUGuest *g)
     qtest_writeq(g->qts, g->base + A_EVENTQ_BASE, g->eventq | QUEUE_LOG2SIZE);
     qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_PROD, 0);
     qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_CONS, 0);
-    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, STRTAB_LOG2SIZE);
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, STRTAB_LOG2SIZE |
+                 g->split << R_STRTAB_BASE_CFG_SPLIT_SHIFT |
+                 !!g->split << R_STRTAB_BASE_CFG_FMT_SHIFT);
     qtest_writeq(g->qts, g->base + A_STRTAB_BASE, g->strtab);
     g->cmdq_prod = 0;
     qtest_writel(g->qts, g->base + A_CR0,
@@ -96,12 +99,49 @@ void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va)
                   va & ~0xfffull);
 }
 
+void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split)
+{
+    g->split = split;
+    g->strtab = qsmmu_guest_alloc(g, MAX(64, sizeof(STEDesc) <<
+                                             (STRTAB_LOG2SIZE - split)));
+}
+
+uint64_t qsmmu_l1std(QSMMUGuest *g, uint32_t sid)
+{
+    g_assert_cmpuint(g->split, !=, 0);
+    return g->strtab + (sid >> g->split) * sizeof(STEDesc);
+}
+
+uint64_t qsmmu_ste(QSMMUGuest *g, uint32_t sid)
+{
+    uint64_t l1std, desc;
+
+    g_assert_cmphex(sid, <, 1 << STRTAB_LOG2SIZE);
+    if (!g->split) {
+        return g->strtab + sid * sizeof(STE);
+    }
+
+    l1std = qsmmu_l1std(g, sid);
+    desc = qtest_readq(g->qts, l1std);
+    if (!desc) {
+        desc = qsmmu_guest_alloc(g, sizeof(STE) << g->split) | (g->split + 1);
+        qtest_writeq(g->qts, l1std, desc);
+    }
+    return (desc & ~0x3full) + extract32(sid, 0, g->split) * sizeof(STE);
+}
+
+void qsmmu_modify(QSMMUGuest *g, uint64_t addr, uint64_t mask, uint64_t value)
+{
+    uint64_t old = qtest_readq(g->qts, addr);
+
+    qtest_writeq(g->qts, addr, (old & ~mask) | value);
+}
+
 void qsmmu_set_ste(QSMMUGuest *g, uint32_t sid, uint64_t word0,
                    uint64_t word1)
 {
-    uint64_t ste = g->strtab + sid * sizeof(STE);
+    uint64_t ste = qsmmu_ste(g, sid);
 
-    g_assert_cmphex(sid, <, 1 << STRTAB_LOG2SIZE);
     qtest_writeq(g->qts, ste + 8, word1);
     qtest_writeq(g->qts, ste, word0);
 }
@@ -142,6 +182,42 @@ QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid)
     return d;
 }
 
+uint64_t qsmmu_cd_table(QSMMUDomain *d, unsigned s1fmt, unsigned s1cdmax)
+{
+    static const unsigned l2_log[] = { [1] = 6, [2] = 10 };
+    QSMMUGuest *g = d->g;
+    uint64_t table, cds;
+
+    if (s1fmt == 1 || s1fmt == 2) {
+        unsigned l2 = l2_log[s1fmt];
+
+        table = qsmmu_guest_alloc(g, MAX(64, sizeof(CDDesc) <<
+                                             (MAX(s1cdmax, l2) - l2)));
+        cds = qsmmu_guest_alloc(g, sizeof(CD) << l2);
+        qtest_writeq(g->qts, table, cds | R_L1CD_0_VALID_MASK);
+        d->l1cd = table;
+    } else {
+        table = cds = qsmmu_guest_alloc(g, sizeof(CD) << s1cdmax);
+    }
+    for (int i = 0; i < sizeof(CD); i += 8) {
+        qtest_writeq(g->qts, cds + i, qtest_readq(g->qts, d->cd + i));
+    }
+    d->cd = cds;
+    return QSMMU_STE_S1 | table | s1fmt << R_STE_0_S1FMT_SHIFT |
+           (uint64_t)s1cdmax << 59;
+}
+
+void qsmmu_enable_ttb1(QSMMUDomain *d)
+{
+    static const uint64_t tg1[] = { [12] = 2, [14] = 1, [16] = 3 };
+
+    d->ttb1 = qsmmu_guest_alloc(d->g, 1 << d->granule);
+    qtest_writeq(d->g->qts, d->cd + A_CD_4, d->ttb1);
+    qsmmu_modify(d->g, d->cd, R_CD_0_EPD1_MASK | R_CD_0_TSZ1_MASK |
+                 R_CD_0_TG1_MASK, 16 << R_CD_0_TSZ1_SHIFT |
+                 tg1[d->granule] << R_CD_0_TG1_SHIFT);
+}
+
 void qsmmu_set_ttb(QSMMUDomain *d, uint64_t ttb)
 {
     qtest_writeq(d->g->qts, d->cd + A_CD_2, ttb);
@@ -154,22 +230,21 @@ static unsigned level_shift(QSMMUDomain *d, int level)
     return d->granule + (3 - level) * (d->granule - 3);
 }
 
-void qsmmu_domain_set_pte(QSMMUDomain *d, uint64_t va, int level, uint64_t pte)
+uint64_t qsmmu_pte(QSMMUDomain *d, uint64_t va, int level)
 {
     QTestState *qts = d->g->qts;
-    uint64_t table = d->ttb;
+    uint64_t table = extract64(va, 55, 1) ? d->ttb1 : d->ttb;
     int l = d->granule == 16 ? 1 : 0;
 
     for (;; l++) {
         /* The first level may resolve fewer bits than the others. */
         uint64_t index = (va & MAKE_64BIT_MASK(0, 48)) >> level_shift(d, l);
         uint64_t addr = table + (index & MAKE_64BIT_MASK(0, d->granule - 3)) *
-                        sizeof(pte);
+                        sizeof(uint64_t);
         uint64_t next;
 
         if (l == level) {
-            qtest_writeq(qts, addr, pte);
-            return;
+            return addr;
         }
         next = qtest_readq(qts, addr);
         if (!(next & 1)) {
@@ -178,6 +253,11 @@ void qsmmu_domain_set_pte(QSMMUDomain *d, uint64_t va, int level, uint64_t pte)
         }
         table = next & MAKE_64BIT_MASK(12, 36);
     }
+}
+
+void qsmmu_domain_set_pte(QSMMUDomain *d, uint64_t va, int level, uint64_t pte)
+{
+    qtest_writeq(d->g->qts, qsmmu_pte(d, va, level), pte);
 }
 
 void qsmmu_map(QSMMUDomain *d, uint64_t va, uint64_t pa)

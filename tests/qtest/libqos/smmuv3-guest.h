@@ -16,10 +16,19 @@
 /* Of a leaf: accessed, inner shareable, writable */
 #define QSMMU_PTE_RW            0x0000000000000743ull
 
-/* Where an event has the stream ID and the address, as 64-bit words */
+/* Fields of an event of 64-bit words */
 #define QSMMU_EVT_TYPE(evt)     ((evt)[0] & 0xff)
+#define QSMMU_EVT_SSV(evt)      (((evt)[0] >> 11) & 1)
 #define QSMMU_EVT_SID(evt)      ((evt)[0] >> 32)
+#define QSMMU_EVT_PNU(evt)      (((evt)[1] >> 33) & 1)
+#define QSMMU_EVT_RNW(evt)      (((evt)[1] >> 35) & 1)
+#define QSMMU_EVT_S2(evt)       (((evt)[1] >> 39) & 1)
+#define QSMMU_EVT_CLASS(evt)    (((evt)[1] >> 40) & 3)
 #define QSMMU_EVT_ADDR(evt)     ((evt)[2])
+#define QSMMU_EVT_FETCH(evt)    ((evt)[3])  /* IPA or FetchAddr */
+
+#define QSMMU_CLASS_TT          1
+#define QSMMU_CLASS_IN          2
 
 /* The first 64-bit word of an STE; with the CD's address for stage 1 */
 #define QSMMU_STE_ABORT         0x1ull
@@ -27,13 +36,18 @@
 #define QSMMU_STE_S1            0xbull
 
 /* Events */
+#define QSMMU_C_BAD_STREAMID    0x02
 #define QSMMU_F_STE_FETCH       0x03
 #define QSMMU_C_BAD_STE         0x04
 #define QSMMU_F_STREAM_DISABLED 0x06
+#define QSMMU_C_BAD_SUBSTREAMID 0x08
 #define QSMMU_F_CD_FETCH        0x09
 #define QSMMU_C_BAD_CD          0x0a
 #define QSMMU_F_WALK_EABT       0x0b
 #define QSMMU_F_TRANSLATION     0x10
+#define QSMMU_F_ADDR_SIZE       0x11
+#define QSMMU_F_ACCESS          0x12
+#define QSMMU_F_PERMISSION      0x13
 
 typedef struct QSMMUGuest {
     QTestState *qts;
@@ -41,13 +55,16 @@ typedef struct QSMMUGuest {
     uint64_t next, end;     /* guest RAM for tables that is not used yet */
     uint64_t strtab, cmdq, eventq;
     uint32_t cmdq_prod;
+    unsigned split;         /* of the stream table; 0 if it is linear */
 } QSMMUGuest;
 
 /* A CD with its page tables */
 typedef struct QSMMUDomain {
     QSMMUGuest *g;
     uint64_t cd;
+    uint64_t l1cd;          /* if there is one */
     uint64_t ttb;
+    uint64_t ttb1;          /* for addresses with bit 55 set, if enabled */
     unsigned granule;       /* as a shift: 12, 14 or 16 */
     uint16_t asid;
 } QSMMUDomain;
@@ -89,6 +106,30 @@ void qsmmu_cfgi_cd(QSMMUGuest *g, uint32_t sid);
 void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va);
 
 /**
+ * qsmmu_two_level_strtab - have a two-level stream table from the next
+ * qsmmu_guest_enable() on; all streams are invalid
+ *
+ * @split: 6, 8 or 10
+ */
+void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split);
+
+/**
+ * qsmmu_l1std - where the first level descriptor of stream @sid is
+ */
+uint64_t qsmmu_l1std(QSMMUGuest *g, uint32_t sid);
+
+/**
+ * qsmmu_ste - where the STE of @sid is; makes a second level table for it
+ */
+uint64_t qsmmu_ste(QSMMUGuest *g, uint32_t sid);
+
+/**
+ * qsmmu_modify - replace the bits @mask of a 64-bit word in memory
+ */
+void qsmmu_modify(QSMMUGuest *g, uint64_t addr, uint64_t mask,
+                  uint64_t value);
+
+/**
  * qsmmu_set_ste - write the first two 64-bit words of an STE
  *
  * Nothing is invalidated.
@@ -109,10 +150,31 @@ void qsmmu_attach(QSMMUGuest *g, uint32_t sid, QSMMUDomain *d);
 QSMMUDomain *qsmmu_domain_new(QSMMUGuest *g, unsigned granule, uint16_t asid);
 
 /**
+ * qsmmu_cd_table - make the CD of a domain the first one of a table
+ *
+ * @s1fmt: STE.S1Fmt: 0 is linear, 1 and 2 have two levels
+ * @s1cdmax: STE.S1CDMax, the logarithm of how many CDs there are
+ *
+ * Returns: the first word of an STE with that table
+ */
+uint64_t qsmmu_cd_table(QSMMUDomain *d, unsigned s1fmt, unsigned s1cdmax);
+
+/**
+ * qsmmu_enable_ttb1 - translate the upper 48 bits of addresses as well, by
+ * tables of the same granule that map nothing
+ */
+void qsmmu_enable_ttb1(QSMMUDomain *d);
+
+/**
  * qsmmu_set_ttb - point the CD to another domain's tables; nothing is
  * invalidated
  */
 void qsmmu_set_ttb(QSMMUDomain *d, uint64_t ttb);
+
+/**
+ * qsmmu_pte - where the descriptor of @va at @level is; makes tables for it
+ */
+uint64_t qsmmu_pte(QSMMUDomain *d, uint64_t va, int level);
 
 /**
  * qsmmu_domain_set_pte - write the descriptor of @va at @level
