@@ -18,9 +18,6 @@
 #define NO_VSID     UINT64_MAX
 #define ANY_IOCTL   0
 
-#define CFGI_RANGE(sid, range) \
-    (SMMU_CMD_CFGI_STE_RANGE | (uint64_t)(sid) << 32), (range)
-
 /* The first 64 bits of the STE of the HWPT that is attached to a device */
 static uint64_t attached(Machine *m, HDDevice *dev)
 {
@@ -35,10 +32,12 @@ static uint64_t attached(Machine *m, HDDevice *dev)
 /* The virtual ID of a device's vDEVICE */
 static uint64_t vsid(Machine *m, HDDevice *dev)
 {
+    int index = dev - m->hd->shm->devices;
+
     for (int id = 1; id < HD_MAX_OBJECTS; id++) {
         HDObject *obj = &m->hd->shm->objects[id];
 
-        if (obj->type == HD_VDEVICE && obj->device == dev - m->hd->shm->devices) {
+        if (obj->type == HD_VDEVICE && obj->device == index) {
             return obj->data[0];
         }
     }
@@ -54,6 +53,12 @@ static unsigned calls(Machine *m, unsigned long request)
 static HDCall *last_call(Machine *m)
 {
     return &m->hd->shm->calls[m->hd->shm->num_calls - 1];
+}
+
+/* 2^(@range + 1) streams, or all if it is 31 */
+static void cfgi_range(QSMMUGuest *g, uint32_t sid, unsigned range)
+{
+    qsmmu_command(g, SMMU_CMD_CFGI_STE_RANGE | (uint64_t)sid << 32, range);
 }
 
 static uint64_t s1(QSMMUDomain *d)
@@ -155,7 +160,7 @@ static void test_ste_range(void)
     for (int i = 0; i < ARRAY_SIZE(rows); i++) {
         qsmmu_attach(g, ONE_SID, t.domain);
         qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
-        qsmmu_command(g, CFGI_RANGE(rows[i].sid, rows[i].range));
+        cfgi_range(g, rows[i].sid, rows[i].range);
         g_test_message("sid 0x%x range %u", rows[i].sid, rows[i].range);
         g_assert_cmphex(attached_ste(&t), ==,
                         rows[i].hit ? QSMMU_STE_BYPASS : s1(t.domain));
@@ -329,7 +334,7 @@ static void test_unchanged(void)
     n = calls(t.m, ANY_IOCTL);
     qsmmu_cfgi_ste(g, ONE_SID);
     qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 3);
-    qsmmu_command(g, CFGI_RANGE(0, 31));
+    cfgi_range(g, 0, 31);
     qsmmu_cfgi_cd(g, ONE_SID);
     qsmmu_guest_disable(g);
     write_gbpa(g, 0);
@@ -387,7 +392,7 @@ static void test_ats(void)
         m->hd->shm->smmu[0].ats = true;
         m->hd->shm->smmu[0].idr[0] |= R_IDR0_ATS_MASK;
         t = one_device_start(m);
-        qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), STE1_EATS & (1 << 28));
+        qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 1 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
         g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
         g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==,
@@ -504,26 +509,6 @@ static void test_stray(void)
     messages_free(messages);
 }
 
-static void test_veventq_failure(void)
-{
-    Machine *m = machine_new_default();
-    char *messages = catch_messages(m);
-    OneDevice t = { .m = m, .dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0") };
-    QSMMUGuest *g = &m->smmu[0];
-
-    machine_start(m);
-    host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, ENOMEM);
-    qsmmu_guest_enable(g);
-    enable_again(g);
-    g_assert_cmpuint(take_messages(messages, "events of the host"), ==, 1);
-    host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, 0);
-    enable_again(g);
-    g_assert_cmpuint(host_double_objects(m->hd, HD_VEVENTQ), ==, 1);
-    assert_no_message(messages);
-    one_device_stop(&t);
-    messages_free(messages);
-}
-
 /* Root ports on pcie.0 at 1.0, 2.0 and so on, whose IDs are rp, rp1, ... */
 static Machine *machine_new_ports(unsigned n)
 {
@@ -550,6 +535,34 @@ static void set_buses(Machine *m, int bridge, uint8_t secondary,
 
 #define PORT(n)         PCI_DEVFN((n) + 1, 0)
 #define SID(bus, devfn) PCI_BUILD_BDF(bus, devfn)
+
+static void test_veventq_failure(void)
+{
+    Machine *m = machine_new_ports(1);
+    char *messages = catch_messages(m);
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+    QSMMUGuest *g = &m->smmu[0];
+    QPCIDevice *port;
+
+    machine_start(m);
+    port = enable_port(m, PORT(0));
+    for (int i = 0; i < 2; i++) {
+        write_cr0(g, 0);
+        plug(m, dev, port);
+        host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, ENOMEM);
+        enable_again(g);
+        enable_again(g);
+        g_assert_cmpuint(take_messages(messages, "events of the host"), ==, 1);
+        host_double_fail_forever(m->hd, IOMMU_VEVENTQ_ALLOC, 0);
+        enable_again(g);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_VEVENTQ), ==, 1);
+        unplug(m, dev, port);
+        assert_no_message(messages);
+    }
+    g_free(port);
+    machine_stop(m);
+    messages_free(messages);
+}
 
 /* A device that comes second gets what its SMMU does, too. */
 static void test_second_device(void)
@@ -597,6 +610,15 @@ static char *try_plug(Machine *m, HDDevice *dev, const char *bus)
     }
     qobject_unref(rsp);
     return error;
+}
+
+/* Let an RCU callback or two run: what was unplugged is freed then. */
+static void let_rcu_run(Machine *m)
+{
+    for (int i = 0; i < 50; i++) {
+        g_usleep(1000);
+        qtest_readl(m->qts, RAM_BASE);
+    }
 }
 
 static void wait_unbound(HDDevice *dev)
@@ -845,6 +867,7 @@ static void test_renumbered(void)
     n = calls(t.m, ANY_IOCTL);
     set_buses(t.m, PORT(0), 4, 4);
     set_buses(t.m, PORT(0), 4, 5);
+    qsmmu_cfgi_ste(g, SID(1, 0));
     g_assert_cmpuint(calls(t.m, ANY_IOCTL), ==, n);
     two_ports_stop(&t);
 }
@@ -860,7 +883,7 @@ static void test_no_stream_id(void)
     set_buses(t.m, PORT(0), 0, 0);
     g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
     g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
-    qsmmu_command(g, CFGI_RANGE(0, 31));
+    cfgi_range(g, 0, 31);
     g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
 
     /* Both have bus 2: only one of them gets there. */
@@ -935,7 +958,7 @@ static void test_multifunction(void)
     g_assert_cmphex(attached(m, dev[1]), ==, s1(domain));
     qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
     qsmmu_set_ste(g, ONE_SID + 1, QSMMU_STE_BYPASS, 0);
-    qsmmu_command(g, CFGI_RANGE(ONE_SID + 1, 0));
+    cfgi_range(g, ONE_SID + 1, 0);
     g_assert_cmphex(attached(m, dev[0]), ==, QSMMU_STE_BYPASS);
     g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_BYPASS);
     g_free(domain);
@@ -1028,7 +1051,7 @@ static void test_switch_unplugged(void)
     wait_unbound(dev[0]);
     wait_unbound(dev[1]);
     g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
-    qsmmu_command(g, CFGI_RANGE(0, 31));
+    cfgi_range(g, 0, 31);
     qsmmu_cfgi_ste(g, SID(3, 0));
     qsmmu_cfgi_cd(g, SID(4, 0));
     mtree = qtest_hmp(m->qts, "info mtree");
@@ -1039,6 +1062,49 @@ static void test_switch_unplugged(void)
     g_free(domain);
     machine_stop(m);
     messages_free(messages);
+}
+
+/*
+ * The same with an emulated SMMU, which has more to forget: the configuration
+ * of a device that has sent something, here an MSI.
+ */
+static void test_emulated_bridge_unplugged(void)
+{
+    const int bridge = SID(1, 0), edu = SID(2, PCI_DEVFN(1, 0));
+    Machine *m = machine_new_emulated(
+        "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,chassis=1 "
+        "-device pcie-pci-bridge,id=br,bus=rp "
+        "-device edu,bus=br,addr=1.0 ");
+    QSMMUGuest *g = &m->smmu[0];
+    QPCIDevice *port, *pci;
+    QPCIBar bar;
+
+    machine_start(m);
+    set_buses(m, PORT(0), 1, 2);
+    set_buses(m, bridge, 2, 2);
+    port = find_pci(m, PORT(0));
+    pci = find_pci(m, bridge);
+    qpci_config_writel(port, PCI_MEMORY_BASE, 0x3ef01000);
+    qpci_config_writel(pci, PCI_MEMORY_BASE, 0x3ef01000);
+    g_free(pci);
+
+    qsmmu_guest_enable(g);
+    /* The bridge's ID is that of the devices behind it. */
+    qsmmu_set_ste(g, SID(2, 0), QSMMU_STE_BYPASS, 0);
+    pci = find_pci(m, edu);
+    bar = qpci_iomap(pci, 0, NULL);
+    enable_msi(pci, TARGET(0), 0x1234, 0);
+    qpci_io_writel(pci, bar, 0x60 /* raise an interrupt */, 1);
+    g_assert_cmphex(qtest_readl(m->qts, TARGET(0)), ==, 0x1234);
+    g_assert_cmpuint(qsmmu_events(g), ==, 0);
+    g_free(pci);
+
+    remove_from_slot(m, "br", port);
+    let_rcu_run(m);
+    cfgi_range(g, 0, 31);
+    qsmmu_cfgi_ste(g, SID(2, 0));
+    g_free(port);
+    machine_stop(m);
 }
 
 /* Each vSMMU has streams of its own, whatever their host SMMUs are. */
@@ -1066,7 +1132,7 @@ static void test_two_vsmmus(void)
             qsmmu_set_ste(&g[i], ONE_SID, s1(domain[i]), 0);
             qsmmu_set_ste(&g[i], SID(9, 0), s1(domain[i]), 0);
         }
-        qsmmu_command(&g[0], CFGI_RANGE(0, 31));
+        cfgi_range(&g[0], 0, 31);
         g_assert_cmphex(attached(m, dev[0]), ==, s1(domain[0]));
         g_assert_cmphex(attached(m, dev[1]), ==, QSMMU_STE_ABORT);
         qsmmu_cfgi_ste(&g[1], ONE_SID);
@@ -1095,6 +1161,7 @@ static void test_conventional_bus(void)
     static const char *const buses[] = { "pcie_br", "pci_br" };
     Machine *m = machine_new_ports(1);
     HDDevice *dev = host_double_add_device(m->hd, 0);
+    QDict *rsp;
 
     g_string_append(m->args,
                     "-device pcie-pci-bridge,id=pcie_br,bus=rp "
@@ -1110,6 +1177,12 @@ static void test_conventional_bus(void)
         g_assert_nonnull(strstr(error, buses[i]));
         wait_unbound(dev);
     }
+
+    /* As everywhere behind such an SMMU, nor may there be an emulated one. */
+    rsp = qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
+                    "'driver': 'pci-testdev', 'bus': 'pcie_br' } }");
+    g_assert_true(qdict_haskey(rsp, "error"));
+    qobject_unref(rsp);
     g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
     machine_stop(m);
 }
@@ -1177,6 +1250,8 @@ int main(int argc, char **argv)
         { "/accel/host/multifunction", test_multifunction },
         { "/accel/host/switch", test_switch },
         { "/accel/host/switch-unplugged", test_switch_unplugged },
+        { "/accel/host/emulated-bridge-unplugged",
+          test_emulated_bridge_unplugged },
         { "/accel/host/two-vsmmus", test_two_vsmmus },
         { "/accel/host/conventional-bus", test_conventional_bus },
         { "/accel/host/event", test_event },

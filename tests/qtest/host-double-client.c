@@ -289,6 +289,32 @@ void host_double_fail_forever(HostDouble *hd, unsigned long request, int err)
     hd_unlock(hd);
 }
 
+void host_double_signal(HostDouble *hd, unsigned long request, unsigned n,
+                        bool after, HDDevice *dev, unsigned index,
+                        unsigned vector)
+{
+    unsigned nr = _IOC_NR(request);
+
+    hd_lock(hd);
+    hd->shm->signal[nr].n = n;
+    hd->shm->signal[nr].after = after;
+    hd->shm->signal[nr].sent = false;
+    hd->shm->signal[nr].device = dev - hd->shm->devices;
+    hd->shm->signal[nr].index = index;
+    hd->shm->signal[nr].vector = vector;
+    hd_unlock(hd);
+}
+
+bool host_double_signalled(HostDouble *hd, unsigned long request)
+{
+    bool sent;
+
+    hd_lock(hd);
+    sent = hd->shm->signal[_IOC_NR(request)].sent;
+    hd_unlock(hd);
+    return sent;
+}
+
 unsigned host_double_calls(HostDouble *hd, unsigned long request)
 {
     unsigned n = 0;

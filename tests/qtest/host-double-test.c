@@ -636,6 +636,35 @@ static void test_fail(void)
     g_assert_cmpint(destroy(ioas_alloc()), ==, 0);
 }
 
+/* The device fires at a call, before or after it has been done. */
+static void test_signal(void)
+{
+    const unsigned index = VFIO_PCI_MSIX_IRQ_INDEX;
+    HDDevice *dev = host_double_add_device(hd, 0);
+    int fds[] = { eventfd(0, EFD_NONBLOCK), eventfd(0, EFD_NONBLOCK) };
+
+    g_assert_cmpint(bind_device(dev), >, 0);
+    host_double_signal(hd, VFIO_DEVICE_SET_IRQS, 1, false, dev, index, 0);
+    g_assert_cmpint(set_eventfd(dev, index, 0, fds[0]), ==, 0);
+    g_assert_false(host_double_signalled(hd, VFIO_DEVICE_SET_IRQS));
+    g_assert_cmpuint(received(fds[0]), ==, 0);
+
+    for (int after = 0; after <= 1; after++) {
+        host_double_signal(hd, VFIO_DEVICE_SET_IRQS, 2, after, dev, index, 0);
+        for (int i = 0; i < 2; i++) {
+            g_assert_false(host_double_signalled(hd, VFIO_DEVICE_SET_IRQS));
+            g_assert_cmpint(set_eventfd(dev, index, 0, fds[!i]), ==, 0);
+        }
+        g_assert_true(host_double_signalled(hd, VFIO_DEVICE_SET_IRQS));
+        g_assert_cmpuint(received(fds[after ? 0 : 1]), ==, 1);
+        g_assert_cmpuint(received(fds[after ? 1 : 0]), ==, 0);
+    }
+    g_assert_cmpint(disable_irqs(dev, index), ==, 0);
+    release(dev);
+    close(fds[0]);
+    close(fds[1]);
+}
+
 static void test_no_leak(void)
 {
     for (HDType type = HD_DEVICE; type <= HD_VEVENTQ; type++) {
@@ -677,6 +706,7 @@ int main(int argc, char **argv)
     g_test_add_func("/host-double/intx", test_intx);
     g_test_add_func("/host-double/release", test_release);
     g_test_add_func("/host-double/fail", test_fail);
+    g_test_add_func("/host-double/signal", test_signal);
     g_test_add_func("/host-double/no-leak", test_no_leak);
     ret = g_test_run();
     host_double_free(hd);

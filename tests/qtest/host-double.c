@@ -1800,9 +1800,18 @@ static int injected_error(unsigned nr)
     return -hd->fail[nr].err;
 }
 
+static void injected_interrupt(unsigned nr)
+{
+    HDDevice *dev = &hd->devices[hd->signal[nr].device];
+
+    hd->signal[nr].sent = fire(dev, hd->signal[nr].index,
+                               hd->signal[nr].vector) == 0;
+}
+
 static int double_ioctl(int fd, unsigned nr, void *arg, int iommufd,
                         HDDevice *dev)
 {
+    bool signal = hd->signal[nr].n && --hd->signal[nr].n == 0;
     Call c = {
         .iommufd = iommufd,
         .log = {
@@ -1812,10 +1821,16 @@ static int double_ioctl(int fd, unsigned nr, void *arg, int iommufd,
     };
     int ret;
 
+    if (signal && !hd->signal[nr].after) {
+        injected_interrupt(nr);
+    }
     ret = injected_error(nr);
     if (!ret) {
         ret = dev ? device_ioctl(&c, dev, fd, nr, arg)
                   : iommufd_ioctl(&c, nr, arg);
+    }
+    if (signal && hd->signal[nr].after) {
+        injected_interrupt(nr);
     }
     c.log.result = MIN(ret, 0);
     log_call(&c.log);

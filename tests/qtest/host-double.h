@@ -182,6 +182,16 @@ typedef struct HDShared {
         bool forever;
     } fail[256];
 
+    /* Let a device fire at the n-th call from now of a kind, if n is not 0 */
+    struct {
+        uint32_t n;
+        bool after;
+        bool sent;          /* it has, and there was an eventfd to signal */
+        int32_t device;
+        uint32_t index;
+        uint32_t vector;
+    } signal[256];
+
     HDObject objects[HD_MAX_OBJECTS];
     HDMap maps[HD_MAX_MAPS];
     HDDevice devices[HD_MAX_DEVICES];
@@ -314,6 +324,22 @@ void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
  * host_double_fail_forever - let all calls of a kind fail, or none if @err is 0
  */
 void host_double_fail_forever(HostDouble *hd, unsigned long request, int err);
+
+/**
+ * host_double_signal - let a device fire at the @n-th call from now of a kind
+ *
+ * @request: VFIO_DEVICE_SET_IRQS, IOMMU_IOAS_MAP and the like
+ * @n: which one, or 0 for none any more
+ * @after: when the call has been done, else before
+ */
+void host_double_signal(HostDouble *hd, unsigned long request, unsigned n,
+                        bool after, HDDevice *dev, unsigned index,
+                        unsigned vector);
+
+/**
+ * host_double_signalled - has host_double_signal() sent an interrupt?
+ */
+bool host_double_signalled(HostDouble *hd, unsigned long request);
 
 /**
  * host_double_calls - count the calls of a kind, failed ones included

@@ -32,6 +32,7 @@ Machine *machine_new(const char *gic, const char *properties)
     Machine *m = g_new0(Machine, 1);
 
     m->hd = host_double_new();
+    m->log_fd = -1;
     m->bios = make_bios(); /* accel=on wants firmware, a qtest runs none */
     m->args = g_string_new(NULL);
     g_string_printf(m->args,
@@ -40,6 +41,19 @@ Machine *machine_new(const char *gic, const char *properties)
                     "-device arm-smmuv3,primary-bus=pcie.0,accel=on,ril=on,"
                     "ats=off,ssidsize=0,oas=44%s ",
                     gic, m->bios, m->hd->iommufd[0], properties);
+    return m;
+}
+
+Machine *machine_new_emulated(const char *args)
+{
+    Machine *m = g_new0(Machine, 1);
+
+    m->hd = host_double_new();
+    m->bios = make_bios();
+    m->args = g_string_new(NULL);
+    g_string_printf(m->args, "-machine virt,gic-version=3 "
+                    "-cpu max -smp 1 -m 512 -net none "
+                    "-device arm-smmuv3,primary-bus=pcie.0 %s", args);
     return m;
 }
 
@@ -66,6 +80,46 @@ HDDevice *add_vfio(Machine *m, int smmu, const char *where)
     return dev;
 }
 
+bool machine_can_trace(void)
+{
+#ifdef CONFIG_TRACE_LOG
+    return true;
+#else
+    return false;
+#endif
+}
+
+void machine_trace(Machine *m, const char *events)
+{
+    int fd = memfd_create("arm-smmuv3-accel-log", MFD_CLOEXEC);
+
+    g_assert_cmpint(fd, >=, 0);
+    m->log_fd = fd;
+    g_string_append_printf(m->args, "-D /proc/%d/fd/%d -d %s ", getpid(), fd,
+                           events);
+}
+
+unsigned traced(Machine *m, const char *what)
+{
+    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", m->log_fd);
+    g_autofree char *text = NULL;
+    unsigned n = 0;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    for (const char *p = text + m->log_mark; (p = strstr(p, what)); p++) {
+        n++;
+    }
+    return n;
+}
+
+void trace_mark(Machine *m)
+{
+    struct stat st;
+
+    g_assert_cmpint(fstat(m->log_fd, &st), ==, 0);
+    m->log_mark = st.st_size;
+}
+
 void machine_start(Machine *m)
 {
     m->qts = host_double_qtest_init(m->hd, m->args->str);
@@ -81,6 +135,9 @@ void machine_start(Machine *m)
 void machine_stop(Machine *m)
 {
     qtest_quit(m->qts);
+    if (m->log_fd >= 0) {
+        close(m->log_fd);
+    }
     g_free(m->bios);
     g_string_free(m->args, true);
     host_double_free(m->hd);
@@ -146,6 +203,17 @@ void fire_irq(Machine *m, HDDevice *dev, unsigned index, unsigned vector)
 {
     g_assert_true(host_double_fire(m->hd, dev, index, vector));
     g_assert_true(host_double_wait(m->hd, dev, index, vector));
+}
+
+void settle(Machine *m)
+{
+    /*
+     * Each command comes in a turn of the main loop of its own, which also
+     * sees what was signalled before. What it does may signal another.
+     */
+    for (int i = 0; i < 4; i++) {
+        qtest_readl(m->qts, RAM_BASE);
+    }
 }
 
 void fire(Machine *m, HDDevice *dev, unsigned vector)
@@ -238,13 +306,20 @@ unsigned count_maps(Machine *m, uint32_t ioas)
     return n;
 }
 
-#define ONE_SID PCI_DEVFN(2, 0)
-
 OneDevice one_device_start(Machine *m)
 {
-    OneDevice t = { .m = m };
+    return one_device_start_with(m, add_one_device(m));
+}
 
-    t.dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+HDDevice *add_one_device(Machine *m)
+{
+    return add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+}
+
+OneDevice one_device_start_with(Machine *m, HDDevice *dev)
+{
+    OneDevice t = { .m = m, .dev = dev };
+
     machine_start(m);
     t.pci = find_pci(m, ONE_SID);
     qsmmu_guest_enable(&m->smmu[0]);
@@ -262,7 +337,12 @@ void one_device_stop(OneDevice *t)
 
 OneDevice irqchip_start(Machine *m)
 {
-    OneDevice t = one_device_start(m);
+    return irqchip_start_with(m, add_one_device(m));
+}
+
+OneDevice irqchip_start_with(Machine *m, HDDevice *dev)
+{
+    OneDevice t = one_device_start_with(m, dev);
 
     /* All of the frame's SPIs, edge triggered: a pulse stays pending. */
     for (int spi = V2M_FIRST_SPI; spi < V2M_FIRST_SPI + 64; spi += 16) {
@@ -285,6 +365,75 @@ bool take_spi(Machine *m, unsigned spi)
 
     qtest_writel(m->qts, GICD_BASE + GICD_ICPENDR + reg, bit);
     return pending;
+}
+
+unsigned count_routes(Machine *m)
+{
+    g_autofree QTestIrqRoute *routes = g_new(QTestIrqRoute, MAX_ROUTES);
+    unsigned n = qtest_irqchip_routes(m->qts, routes, MAX_ROUTES);
+    unsigned used = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        used += routes[i].used;
+        g_assert_true(routes[i].used || routes[i].fd < 0);
+    }
+    return used;
+}
+
+bool find_route(OneDevice *t, unsigned index, unsigned vector,
+                QTestIrqRoute *route)
+{
+    int fd = host_double_eventfd(t->m->hd, t->dev, index, vector);
+    g_autofree QTestIrqRoute *routes = g_new(QTestIrqRoute, MAX_ROUTES);
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, MAX_ROUTES);
+
+    g_assert_cmpint(fd, !=, HD_NONE); /* else the interrupt is lost */
+    for (unsigned i = 0; i < n; i++) {
+        if (routes[i].fd == fd) {
+            *route = routes[i];
+            return true;
+        }
+    }
+    return false;
+}
+
+void assert_routed_index(OneDevice *t, unsigned index, unsigned vector,
+                         uint64_t address, uint32_t data)
+{
+    QTestIrqRoute route;
+
+    g_assert_true(find_route(t, index, vector, &route));
+    g_assert_true(route.used);
+    g_assert_true(route.committed);
+    g_assert_cmphex(route.address, ==, address);
+    g_assert_cmphex(route.data, ==, data);
+    g_assert_cmphex(route.devid, ==, ONE_SID);
+}
+
+void assert_routed(OneDevice *t, unsigned vector, uint64_t address,
+                   uint32_t data)
+{
+    assert_routed_index(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, address, data);
+}
+
+void assert_not_routed(OneDevice *t, unsigned vector)
+{
+    QTestIrqRoute route;
+
+    g_assert_false(find_route(t, VFIO_PCI_MSIX_IRQ_INDEX, vector, &route));
+}
+
+uint64_t injected(OneDevice *t)
+{
+    g_autofree QTestIrqRoute *routes = g_new(QTestIrqRoute, MAX_ROUTES);
+    unsigned n = qtest_irqchip_routes(t->m->qts, routes, MAX_ROUTES);
+    uint64_t sum = 0;
+
+    for (unsigned i = 0; i < n; i++) {
+        g_assert_cmpuint(routes[i].lost, ==, 0);
+        sum += routes[i].sent;
+    }
+    return sum;
 }
 
 static void its_command(Machine *m, unsigned index, uint64_t word0,

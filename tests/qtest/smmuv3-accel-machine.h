@@ -44,6 +44,7 @@
 #define V2M_FIRST_SPI   80
 
 #define V2M_DOORBELL    (0xfffff000 + V2M_SETSPI_NS)  /* as Linux has it */
+#define MAX_ROUTES      4096    /* of the irqchip */
 #define SPI             (V2M_FIRST_SPI + 5)
 
 /* The machine that a test has, built up until it is started */
@@ -54,6 +55,8 @@ typedef struct Machine {
     QTestState *qts;
     QGenericPCIBus gbus;
     QSMMUGuest smmu[2];
+    int log_fd;             /* of machine_trace(), or -1 */
+    off_t log_mark;
 } Machine;
 
 /* A machine with one device at 02.0, which has a domain that maps nothing */
@@ -78,6 +81,9 @@ typedef struct AccelTest {
  */
 Machine *machine_new(const char *gic, const char *properties);
 
+/* With an SMMUv3 that is not accelerated, and @args more */
+Machine *machine_new_emulated(const char *args);
+
 /* With a GICv3 and its ITS */
 Machine *machine_new_default(void);
 
@@ -86,6 +92,19 @@ Machine *machine_new_irqchip(void);
 
 /* Have a device of physical SMMU @smmu at @where on the command line. */
 HDDevice *add_vfio(Machine *m, int smmu, const char *where);
+
+/*
+ * Trace @events, a list as -d has it. Before the machine is started, and only
+ * if machine_can_trace().
+ */
+void machine_trace(Machine *m, const char *events);
+
+/* Can traces be counted in this build? */
+bool machine_can_trace(void);
+
+/* How many lines with @what were traced since trace_mark() */
+unsigned traced(Machine *m, const char *what);
+void trace_mark(Machine *m);
 
 void machine_start(Machine *m);
 
@@ -112,6 +131,9 @@ void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
  * then, before the next command of this test.
  */
 void fire_irq(Machine *m, HDDevice *dev, unsigned index, unsigned vector);
+
+/* Have QEMU handle all that has been signalled to it. */
+void settle(Machine *m);
 
 /* fire_irq() for an MSI-X vector */
 void fire(Machine *m, HDDevice *dev, unsigned vector);
@@ -142,16 +164,39 @@ unsigned count_maps(Machine *m, uint32_t ioas);
 /* @m must not have been started. */
 OneDevice one_device_start(Machine *m);
 
+/* The same in two steps, so that the device can be changed in between */
+HDDevice *add_one_device(Machine *m);
+OneDevice one_device_start_with(Machine *m, HDDevice *dev);
+
 void one_device_stop(OneDevice *t);
 
 /* one_device_start(), with all SPIs of the GICv2m edge triggered */
 OneDevice irqchip_start(Machine *m);
+OneDevice irqchip_start_with(Machine *m, HDDevice *dev);
 
 /* Map the page of V2M_DOORBELL. */
 void map_v2m(OneDevice *t);
 
 /* Was this SPI raised since the last time? */
 bool take_spi(Machine *m, unsigned spi);
+
+/* Routes in use; none may have an irqfd without. */
+unsigned count_routes(Machine *m);
+
+/* The route of a vector that the irqchip injects, in @route */
+bool find_route(OneDevice *t, unsigned index, unsigned vector,
+                QTestIrqRoute *route);
+
+void assert_routed_index(OneDevice *t, unsigned index, unsigned vector,
+                         uint64_t address, uint32_t data);
+
+/* The same for MSI-X vectors */
+void assert_routed(OneDevice *t, unsigned vector, uint64_t address,
+                   uint32_t data);
+void assert_not_routed(OneDevice *t, unsigned vector);
+
+/* How many messages the irqchip has injected; none is lost. */
+uint64_t injected(OneDevice *t);
 
 /*
  * Have the ITS take events 0 to 15 of device @devid to LPIs that are not

@@ -10,7 +10,8 @@ same QEMU, with the NVMe behind an accelerated SMMUv3.
 
   QEMU_TEST_SMMUV3_LAB         folder with Image (arm64 Linux with KVM,
                                iommufd, VFIO and NVMe), QEMU_EFI.fd, busybox,
-                               l1-init and l2-init
+                               l1-init and l2-init, and kexec/, this command
+                               with its libraries
   QEMU_TEST_SMMUV3_ARM64_QEMU  the static arm64 QEMU that L1 runs
   QEMU_TEST_SMMUV3_EXPECT      "upstream": the two QEMUs do not translate
                                the MSIs that they send, so expect what that
@@ -37,9 +38,13 @@ from qemu_test import QemuSystemTest
 
 MIB = 1 << 20
 DISK_MIB = 16
-COPY_TO = 5                     # the MiB that L2 overwrites with MiB 0
+COPY_TO = 12                    # the MiB that L2 overwrites with MiB 0
 
-NVME_SID = 0x100                # in L2: first bus behind the root port
+# In L1 and, as stream ID, in L2
+NVME, NVME_SID = '0000:01:00.0', 0x100
+SECOND, SECOND_SID = '0000:02:00.0', 0x900
+E1000E, IGBVF = '0000:02:00.0', '0000:03:10.0'
+DEVICE = f'vfio-pci,host={NVME},bus=rp,iommufd=iommufd0,romfile=,id=nvme'
 GITS_TRANSLATER = 0x8090040     # in L2
 MARKER = 0x600dcafe
 
@@ -65,6 +70,37 @@ class Scenario(NamedTuple):
     job: str = 'io'             # of l2-init
     mem: int = 1                # GiB
     upstream: str = ''          # lost by unpatched QEMU: 'all' or 'masked'
+    # Beside the one NVMe
+    l0: str = ''                # arguments of L0
+    l1: str = ''                # what L1 does before L2
+    l2: str = ''                # arguments of L2
+
+
+TWO_SMMUS = {
+    'l0': '-device pcie-root-port,bus=pcie.0,addr=3,chassis=2,id=rp2 '
+          '-device nvme,bus=rp2,serial=second,drive=second',
+    'l2': '-device pxb-pcie,bus=pcie.0,bus_nr=8,id=pxb '
+          '-device arm-smmuv3,primary-bus=pxb,accel=on,id=smmu2 '
+          '-device pcie-root-port,bus=pxb,chassis=2,io-reserve=0,id=rp2 '
+          f'-device vfio-pci,host={SECOND},bus=rp2,iommufd=iommufd0,romfile='}
+
+# L2's e1000e is wired to L1's igb, of which L2 has a virtual function too
+NETWORK = {
+    'l0': '-device pcie-root-port,bus=pcie.0,addr=3,chassis=2,id=rp2 '
+          '-device pcie-root-port,bus=pcie.0,addr=4,chassis=3,id=rp3 '
+          '-netdev hubport,hubid=0,id=net2 -netdev hubport,hubid=0,id=net3 '
+          '-device e1000e,bus=rp2,netdev=net2,romfile= '
+          '-device igb,bus=rp3,netdev=net3,romfile=',
+    'l1': 'ifconfig eth0 10.0.1.1 netmask 255.255.255.0 up\n'
+          'ip addr add 10.0.2.1/24 dev eth0\n'
+          'echo 1 >/sys/class/net/eth0/device/sriov_numvfs\n'
+          'httpd -h /',
+    'l2': '-device pcie-root-port,bus=pcie.0,addr=2,chassis=2,io-reserve=0,'
+          'id=rp2 '
+          '-device pcie-root-port,bus=pcie.0,addr=3,chassis=3,io-reserve=0,'
+          'id=rp3 '
+          f'-device vfio-pci,host={E1000E},bus=rp2,iommufd=iommufd0,romfile= '
+          f'-device vfio-pci,host={IGBVF},bus=rp3,iommufd=iommufd0,romfile='}
 
 
 SCENARIOS = {
@@ -80,6 +116,16 @@ SCENARIOS = {
                        upstream='all'),
     'smmu_off': Scenario('initcall_blacklist=arm_smmu_driver_init', 'none',
                          'disabled'),
+    'rebind': Scenario(job='rebind'),
+    'reset': Scenario(job='reset', upstream='masked'),
+    'two_smmus': Scenario(job='two', **TWO_SMMUS),
+    # IntMode=1: MSI
+    'network': Scenario('e1000e.IntMode=1', job='network', **NETWORK),
+    'network_qemu': Scenario('e1000e.IntMode=1', irqfd=False, job='network',
+                             upstream='all', **NETWORK),
+    'hotplug': Scenario('pcie_ports=native', job='hotplug'),
+    'kexec': Scenario(job='second_kernel'),
+    'l2_vfio': Scenario(job='l2_vfio'),
 }
 
 
@@ -155,7 +201,7 @@ class SmmuV3Accel(QemuSystemTest):
     def l0_args(self):
         """L0's machine, apart from accelerator and CPU model."""
         disks = [(name, self.scratch_file(name))
-                 for name in ('nvme', 'results')]
+                 for name in ('nvme', 'second', 'results')]
         args = ['-M', 'virt,virtualization=on,gic-version=3,iommu=smmuv3',
                 '-smp', '2', '-nic', 'none',
                 '-m', f'{self.row.mem + 2}G',
@@ -166,15 +212,16 @@ class SmmuV3Accel(QemuSystemTest):
         return args + [
             '-device', 'virtio-blk-pci,bus=pcie.0,addr=1,drive=results',
             '-device', 'pcie-root-port,bus=pcie.0,addr=2,chassis=1,id=rp',
-            '-device', 'nvme,bus=rp,serial=lab,drive=nvme']
+            '-device', 'nvme,bus=rp,serial=lab,drive=nvme',
+            *self.row.l0.split()]
 
     def read_iort(self):
         """
         L1's IORT, as the firmware will get it from fw_cfg. That takes a
         moment under qtest, and needs no guest to dump it.
         """
-        fw_cfg, ram = 0x9020000, 0x40000000
-        root_port_buses = 0x4010000000 + (2 << 15) + 0x18
+        fw_cfg, ram, ecam = 0x9020000, 0x40000000, 0x4010000000
+        root_port_buses = 0x18
 
         args = [*self.l0_args(), '-cpu', 'max']
         with QEMUQtestMachine(self.qemu_bin, args, name='iort',
@@ -192,7 +239,10 @@ class SmmuV3Accel(QemuSystemTest):
 
             probe.launch()
             # The IORT maps the buses that firmware has numbered
-            probe.qtest(f'writel {root_port_buses} 0x00010100')
+            for bus in range(1, 1 + ' '.join(args).count('pcie-root-port')):
+                config = ecam + ((bus + 1) << 15)
+                probe.qtest(f'writel {config + root_port_buses} '
+                            f'{bus << 16 | bus << 8}')
             count, = struct.unpack('>I', dma_read(0x19, 4))
             files = dma_read(0x19, 4 + 64 * count)[4:]
             for size, key, _, name in struct.iter_unpack('>IHH56s', files):
@@ -210,11 +260,11 @@ class SmmuV3Accel(QemuSystemTest):
                   f'nvme_core.admin_timeout={timeout} '
                   f'job={self.row.job} read_mib={self.read_mib()} '
                   f'block={1024 if self.lost == "all" else 128} '
-                  f'{self.row.params}')
-        device = 'vfio-pci,host=0000:01:00.0,bus=rp,iommufd=iommufd0,romfile='
-        if not self.row.irqfd:
-            device += ',x-no-kvm-msix=on'
-        return '#!/bin/sh\nexec ' + shlex.join([
+                  f'device={DEVICE} {self.row.params}')
+        irqfd = [] if self.row.irqfd else [
+            '-global', 'vfio-pci.x-no-kvm-msix=on',
+            '-global', 'vfio-pci.x-no-kvm-msi=on']
+        return f'#!/bin/sh\nset -e\n{self.row.l1}\nexec ' + shlex.join([
             '/qemu', '-M', 'virt,gic-version=3,its=on', '-accel', 'kvm',
             '-cpu', 'host', '-m', f'{self.row.mem}G', '-nodefaults',
             '-display', 'none', '-serial', 'stdio', '-no-reboot',
@@ -224,7 +274,8 @@ class SmmuV3Accel(QemuSystemTest):
             '-device', 'arm-smmuv3,primary-bus=pcie.0,accel=on,id=smmu',
             '-device', 'pcie-root-port,bus=pcie.0,addr=1,chassis=1,'
                        'io-reserve=0,id=rp',
-            '-device', device, '-D', '/results/qemu.log',
+            '-device', DEVICE, *self.row.l2.split(), *irqfd,
+            '-monitor', 'pipe:/monitor', '-D', '/results/qemu.log',
             '-d', 'guest_errors,unimp', '--trace', 'events=/events']) + '\n'
 
     def l1_initrd(self):
@@ -232,13 +283,20 @@ class SmmuV3Accel(QemuSystemTest):
         def part(name):
             return (self.lab / name).read_bytes()
 
+        l2_files = {'bin/busybox': part('busybox'), 'init': part('l2-init')}
+        if self.row.job == 'l2_vfio':
+            l2_files['qemu'] = Path(self.arm64_qemu).read_bytes()
+        if self.row.job == 'second_kernel':
+            root = self.lab / 'kexec'
+            l2_files |= {str(f.relative_to(root)): f.read_bytes()
+                         for f in root.glob('*/*')}
+            l2_files['Image'] = part('Image')
         return cpio({
             'kernel/firmware/acpi/iort.aml': canwbs_iort(self.read_iort()),
             'bin/busybox': part('busybox'), 'init': part('l1-init'),
             'qemu': Path(self.arm64_qemu).read_bytes(),
             'QEMU_EFI.fd': part('QEMU_EFI.fd'), 'Image': part('Image'),
-            'l2-initrd': cpio({'bin/busybox': part('busybox'),
-                               'init': part('l2-init')}),
+            'l2-initrd': cpio(l2_files),
             'l2': self.l2_script().encode(), 'events': TRACE_EVENTS.encode()})
 
     def follow_console(self, success):
@@ -265,9 +323,10 @@ class SmmuV3Accel(QemuSystemTest):
                 self.fail(f'{why}, waiting for "{success}" on the console:\n'
                           + tail(lines + [plain(rest)]))
 
-    def run_guests(self, disk):
+    def run_guests(self):
         """Boot L1, which runs L2, and unpack what L1 has saved."""
-        Path(self.scratch_file('nvme')).write_bytes(disk)
+        for name in ('nvme', 'second'):
+            Path(self.scratch_file(name)).write_bytes(self.disk)
         Path(self.scratch_file('results')).touch()
         os.truncate(self.scratch_file('results'), 64 * MIB)
         Path(self.scratch_file('initrd')).write_bytes(self.l1_initrd())
@@ -279,7 +338,8 @@ class SmmuV3Accel(QemuSystemTest):
             '-no-reboot', '-kernel', str(self.lab / 'Image'),
             '-initrd', self.scratch_file('initrd'),
             '-append', 'console=ttyAMA0 loglevel=5 panic=-1 '
-            'initcall_blacklist=nvme_init vfio-pci.ids=1b36:0010 '
+            'initcall_blacklist=nvme_init,e1000_init_module,igbvf_init_module '
+            'vfio-pci.ids=1b36:0010,8086:10d3,8086:10ca '
             f'l2_limit={L2_LIMIT} stop_at_loss={0 if self.lost else 1}')
         self.vm.launch()
         self.follow_console('L1: L2 has ended')
@@ -330,42 +390,60 @@ class SmmuV3Accel(QemuSystemTest):
         res['errors'] += re.findall(
             '.*arm-smmu-v3.* event.*', console + self.log_text('l1-dmesg.log'))
 
-        # The NVMe driver first enables MSI-X for one vector only and then
-        # starts counting anew
-        trace = trace[trace.rfind('\nvfio_msix_enable '):]
-        res['translations'] = [
-            (how, int(giova, 16), int(gpa, 16), outcome)
-            for how, giova, gpa, outcome in re.findall(
-                rf'^smmuv3_accel_msi_translate sid=0x{NVME_SID:x} (\w+) '
-                r'gIOVA (\w+) -> GPA (\w+): (.+)$', trace, re.M)]
+        trace = self.since_enabled(NVME, trace)
+        res['translations'] = self.translations(NVME_SID, trace)
         res['kvm_routes'] = [
             [int(n, 16) for n in pair] for pair in re.findall(
                 r'^kvm_arm_fixup_msi_route MSI iova = (\w+) is translated '
                 r'into (\w+)$', trace, re.M)]
-        sent = re.findall(r'^vfio_msi_interrupt .* vector (\d+) ', trace, re.M)
+        sent = self.sent(NVME, trace)
         res['by_qemu'] = [sent.count('0'), sent.count('1')]
         return res
 
+    @staticmethod
+    def since_enabled(host, trace):
+        """
+        What came after a device's MSI or MSI-X was last enabled: drivers try
+        it with one vector, and L2 counts anew.
+        """
+        return re.split(rf'^vfio_msix?_enable  \({host}\)', trace,
+                        flags=re.M)[-1]
+
+    @staticmethod
+    def translations(sid, trace):
+        """The uses of a doorbell by one device."""
+        return [(how, int(giova, 16), int(gpa, 16), outcome)
+                for how, giova, gpa, outcome in re.findall(
+                    rf'^smmuv3_accel_msi_translate sid=0x{sid:x} (\w+) '
+                    r'gIOVA (\w+) -> GPA (\w+): (.+)$', trace, re.M)]
+
+    @staticmethod
+    def sent(host, trace):
+        """The vector numbers of what QEMU sent itself for one device."""
+        return re.findall(rf'^vfio_msi_interrupt  \({host}\) vector (\d+) ',
+                          trace, re.M)
+
+    def digest(self, mib):
+        """The checksum of the first @mib MiB of the disk."""
+        return hashlib.sha256(self.disk[:mib * MIB]).hexdigest()
+
     def run_scenario(self):
         """Run the guests and check all that any scenario must show."""
-        disk = random.Random(1).randbytes(DISK_MIB * MIB)
+        self.disk = random.Random(1).randbytes(DISK_MIB * MIB)
         start = time.monotonic()
-        self.run_guests(disk)
+        self.run_guests()
         res = self.collect()
         res['seconds'] = round(time.monotonic() - start, 1)
 
-        def digest(mib):
-            return hashlib.sha256(disk[:mib * MIB]).hexdigest()
-
         res['checksums_right'] = (
             (res['seen_read'], res['seen_written'])
-            == (digest(self.read_mib()), digest(1)))
+            == (self.digest(self.read_mib()), self.digest(1)))
         Path(self.log_file('result.json')).write_text(
             json.dumps(res, indent=1), encoding='utf-8')
 
         self.assertEqual(res['seen_domain'], self.row.domain)
         self.assertTrue(res['checksums_right'], 'L2 read wrong data')
-        self.check_disk(disk)
+        self.check_disk('nvme')
         if self.lost:
             self.check_loss(res)
         else:
@@ -376,9 +454,9 @@ class SmmuV3Accel(QemuSystemTest):
                 self.check_translations(res)
         return res
 
-    def check_disk(self, before):
+    def check_disk(self, name):
         """Exactly the MiB that L2 wrote differs in the image."""
-        after = Path(self.scratch_file('nvme')).read_bytes()
+        before, after = self.disk, Path(self.scratch_file(name)).read_bytes()
         start, end = COPY_TO * MIB, (COPY_TO + 1) * MIB
         self.assertTrue(after == before[:start] + before[:MIB] + before[end:],
                         'the disk is not what L2 should have left')
@@ -393,7 +471,7 @@ class SmmuV3Accel(QemuSystemTest):
             # At power-off two commands delete the I/O queue
             self.assertEqual(res['by_qemu'],
                              [res['seen_q0'] + 2, res['seen_q1']])
-        elif self.row.job != 'masked':
+        elif self.row.upstream != 'masked':
             self.assertEqual(res['by_qemu'], [0, 0])
 
     def check_translations(self, res):
@@ -459,6 +537,94 @@ class SmmuV3Accel(QemuSystemTest):
         self.assertLess(res['seen_doorbell'], (1 + self.row.mem) << 30)
         self.assertEqual(res['seen_marker_now'],
                          res['seen_data'] if self.lost else MARKER)
+
+    def check_io(self, res, prefix):
+        """Right data, and an interrupt for each command."""
+        seen = {name: res[f'seen_{prefix}_{name}']
+                for name in ('read', 'written', 'q1', 'requests')}
+        self.assertEqual((seen['read'], seen['written']),
+                         (self.digest(self.read_mib()), self.digest(1)))
+        self.assertGreater(seen['q1'], 0)
+        self.assertEqual(seen['q1'], seen['requests'])
+
+    def test_rebind(self):
+        """The driver leaves under I/O and returns to any type of domain"""
+        res = self.run_scenario()
+        for n, domain in enumerate(('DMA', 'identity', 'DMA-FQ', 'DMA'), 1):
+            self.assertEqual(res[f'seen_round{n}_domain'], domain)
+            self.check_io(res, f'round{n}')
+
+    def test_reset(self):
+        """Controller resets, FLRs and masking under I/O"""
+        res = self.run_scenario()
+        # Reads wait for their interrupt, so each mask holds at most one
+        self.assertGreater(res['by_qemu'][1], 0)
+        self.assertLessEqual(res['by_qemu'][1], res['seen_masks'])
+        if self.lost:
+            self.assertEqual(res['seen_requests'] - res['seen_q1'],
+                             res['by_qemu'][1])
+
+    def test_two_smmus(self):
+        """Two NVMe behind two vSMMUs, at work at once"""
+        res = self.run_scenario()
+        self.check_io(res, 'second')
+        self.check_disk('second')
+        trace = self.log_text('qemu.log')
+        self.assertEqual(self.sent(SECOND, trace), [])
+        if not self.upstream:
+            self.assertIn(('route', res['seen_second_doorbell'],
+                           GITS_TRANSLATER, 'translated'),
+                          self.translations(SECOND_SID, trace))
+
+    def check_network(self):
+        """Traffic of an e1000e with MSI and of an igb's virtual function"""
+        res = self.run_scenario()
+        trace = self.log_text('qemu.log')
+        firmware = (self.lab / 'QEMU_EFI.fd').read_bytes()
+        for name, host in ('e1000e', E1000E), ('igbvf', IGBVF):
+            sent = len(self.sent(host, self.since_enabled(host, trace)))
+            if self.lost:
+                self.assertGreater(sent, 0)
+                self.assertEqual(res[f'seen_{name}_interrupts'], 0)
+                continue
+            self.assertEqual(res[f'seen_{name}_replies'], 20)
+            # Each reply takes an interrupt, and it comes alone
+            self.assertGreaterEqual(res[f'seen_{name}_pings_interrupts'], 20)
+            self.assertEqual(res[f'seen_{name}_file'],
+                             hashlib.sha256(firmware).hexdigest())
+            # A message merges with one that is still pending
+            if self.row.irqfd:
+                self.assertEqual(sent, 0)
+            else:
+                self.assertLessEqual(res[f'seen_{name}_interrupts'], sent)
+        # Then the driver takes INTx
+        self.assertEqual(res['seen_msi_failed'], 1 if self.lost else 0)
+
+    def test_network(self):
+        """Network cards, MSI and MSI-X, interrupts by KVM"""
+        self.check_network()
+
+    def test_network_qemu(self):
+        """The same, each interrupt delivered by QEMU"""
+        self.check_network()
+
+    def test_hotplug(self):
+        """The NVMe is unplugged under I/O and plugged in again"""
+        res = self.run_scenario()
+        self.check_io(res, 'before')
+
+    def test_kexec(self):
+        """A second kernel takes over SMMU, ITS and NVMe"""
+        res = self.run_scenario()
+        self.check_io(res, 'before')
+
+    def test_l2_vfio(self):
+        """L2's own vfio cannot have the NVMe: its RMR wants a 1:1 map"""
+        res = self.run_scenario()
+        self.assertEqual(res['seen_direct'], 1)
+        self.assertIn('to iommufd', res['seen_vfio'])
+        self.assertIn('Invalid argument', res['seen_vfio'])
+        self.assertEqual(res['seen_rejected'], 1)
 
 
 if __name__ == '__main__':
