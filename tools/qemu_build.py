@@ -2,6 +2,7 @@
 """How QEMU is configured and built."""
 
 import bz2
+import json
 import os
 import platform
 import re
@@ -9,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 from common import (BUILD, CACHE, ROOT, cache_entry, cache_key, die, lock,
@@ -16,18 +18,10 @@ from common import (BUILD, CACHE, ROOT, cache_entry, cache_key, die, lock,
 from patchset import BASE, TREE
 
 NATIVE_ARM = platform.machine() == "aarch64"
+NATIVE_X86 = platform.machine() == "x86_64"
 CROSS = "aarch64-linux-gnu-"
 BINARY = "qemu-system-aarch64"
 SPACE_MIB = 1500
-DEVICES = ROOT / "tools/arm64-devices.mak"
-
-# Name: (source, made for the lab's L1)
-BUILDS = {
-    "qemu": (TREE, False),
-    "qemu-arm64": (TREE, True),
-    "upstream": (BASE, False),
-    "upstream-arm64": (BASE, True),
-}
 
 COMMON = [
     "--python=/usr/bin/python3", "--target-list=aarch64-softmmu",
@@ -38,8 +32,56 @@ COMMON = [
 ]
 # Lines in backtraces, for 20 % less time than all of the debug information.
 HOST = ["--enable-tcg", "--enable-pixman", "--extra-cflags=-g1"]
-ARM64 = ["--static", "--disable-tcg", "--enable-kvm",
-         "--without-default-devices"]
+ARM64 = ["--static", "--disable-tcg", "--enable-kvm"]
+
+
+def lean(**lists):
+    """Options for no devices but those in lists in tools/, by target."""
+    # QEMU looks for a list in its own tree; ours stay here.
+    tools = os.path.relpath(ROOT / "tools",
+                            TREE / "configs/devices/aarch64-softmmu")
+    return ("--without-default-devices",
+            *(f"--with-devices-{target}={tools}/{name}"
+              for target, name in lists.items()))
+
+
+@dataclass(frozen=True)
+class Build:
+    source: Path
+    devices: tuple = ()     # options of what there is, all without them
+    arm64: bool = False     # made for the lab's L1
+    extra: tuple = ()       # options beside those that all have
+    cc: str = "gcc"
+    binaries: tuple = (BINARY,)
+
+
+BUILDS = {
+    "qemu": Build(TREE),
+    "qemu-arm64": Build(TREE, lean(aarch64="arm64-devices"), arm64=True),
+    # The sanitizers' runtimes come with gcc.
+    "qemu-sanitize": Build(TREE, lean(aarch64="qtest-devices"),
+                           extra=("--enable-asan", "--enable-ubsan")),
+    "qemu-coverage": Build(TREE, lean(aarch64="qtest-devices"),
+                           extra=("--enable-gcov", "-Doptimization=0",
+                                  "--disable-werror")),
+    "upstream": Build(BASE),
+    "upstream-arm64": Build(BASE, lean(aarch64="arm64-devices"), arm64=True),
+    # Other ways to build it, which nobody runs. Those that are not linked are
+    # only compiled as far as the series changes them: linking is the same.
+    "qemu-no-vfio": Build(TREE, lean(aarch64="no-vfio-devices")),
+    "qemu-no-iommufd": Build(TREE, lean(aarch64="no-iommufd-devices")),
+    "qemu-32-bit": Build(
+        TREE, lean(arm="qtest-devices", i386="i386-devices"),
+        extra=("--target-list=arm-softmmu,i386-softmmu",
+               *(["--enable-kvm"] if NATIVE_X86 else [])),
+        binaries=("qemu-system-arm", "qemu-system-i386")),
+    "qemu-debug": Build(TREE, lean(aarch64="qtest-devices"),
+                        extra=("--enable-debug",), binaries=()),
+    "qemu-clang": Build(TREE, lean(aarch64="qtest-devices"), cc="clang",
+                        binaries=()),
+    # Where it is, ccache takes it for `upstream`.
+    "behaviour/upstream": Build(BUILD / "behaviour/base"),
+}
 
 SYSROOT_PACKAGES = ["libglib2.0-dev", "libpcre2-dev", "zlib1g-dev",
                     "libfdt-dev"]
@@ -137,16 +179,16 @@ def firmware(source):
 # Configure and build
 
 def options(name, env):
-    source, arm64 = BUILDS[name]
-    if not arm64:
-        result = COMMON + HOST + ["--cc=ccache gcc", "--host-cc=ccache gcc"]
-        return result + (["--enable-kvm"] if NATIVE_ARM else [])
-    # QEMU looks for the list in its own tree; ours stays here.
-    place = source / "configs/devices/aarch64-softmmu"
-    devices = os.path.relpath(DEVICES, place).removesuffix(".mak")
-    return COMMON + ARM64 + [f"--with-devices-aarch64={devices}"] + (
-        ["--cc=ccache gcc"] if NATIVE_ARM else
-        cross_options(env) + ["--host-cc=ccache gcc"])
+    it = BUILDS[name]
+    result = COMMON + (ARM64 if it.arm64 else HOST)
+    result += it.devices
+    if it.arm64 and not NATIVE_ARM:
+        result += cross_options(env)
+    else:
+        result += [f"--cc=ccache {it.cc}"]
+    if NATIVE_ARM and not it.arm64:
+        result += ["--enable-kvm"]
+    return result + [f"--host-cc=ccache {it.cc}", *it.extra]
 
 
 def configure(name, label, folder, source, env):
@@ -166,21 +208,32 @@ def configure(name, label, folder, source, env):
     write_file(stamp, text)
 
 
-def build(name, folder=None, source=None, targets=(BINARY,)):
+def objects(name, files):
+    """The objects of a build, once configured, that are made from @files."""
+    folder, source = BUILD / name, BUILDS[name].source
+    commands = json.loads((folder / "compile_commands.json").read_text())
+    return [c["output"] for c in commands
+            if os.path.relpath(folder / c["file"], source) in files]
+
+
+def build(name, folder=None, source=None, targets=None):
     """Make @targets only: QEMU's "all" has a third more, unused here."""
     folder = folder or BUILD / name
-    source = source or BUILDS[name][0]
+    targets = BUILDS[name].binaries if targets is None else targets
+    source = source or BUILDS[name].source
     if not (source / "configure").exists():
         die(f"{source} is not there", "make tree")
     label = "-".join(folder.relative_to(BUILD).parts)
     with lock(BUILD / f".{label}.lock", label):
-        if not (folder / BINARY).exists():
+        if not (folder / "build.ninja").exists():
             need_space(BUILD, SPACE_MIB)
         env = compiler_env()
         firmware(source)
         configure(name, label, folder, source, env)
         stats = folder / "series-ccache"
         stats.unlink(missing_ok=True)
+        if not targets:
+            return folder
         run_logged(f"build-{label}", ["ninja", "-C", folder, *targets],
                    what=f"building {label}",
                    env=env | {"CCACHE_STATSLOG": str(stats)})

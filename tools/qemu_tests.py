@@ -84,13 +84,18 @@ def tap_outcomes(test, text, result, seconds, log):
     return outcomes
 
 
-def run(folder, source, names, optional=(), log="qtest", report=None):
+def run(folder, source, names, optional=(), log="qtest", report=None,
+        kind="qemu", env=None, patience=1):
     """Run the tests @names of the build in @folder, and those of @optional
-    that are there; [Outcome]."""
-    build("qemu", folder, source)       # meson's lists are of this source now
+    that are there; [Outcome].
+
+    The build is one of @kind. The tests have @env in their environment and
+    @patience times their time.
+    """
+    build(kind, folder, source)         # meson's lists are of this source now
     tests = meson_tests(folder, names, optional)
     targets = sorted({t for _, needs in tests for t in needs})
-    build("qemu", folder, source, targets)
+    build(kind, folder, source, targets)
     if any(n.endswith("/bios-tables-test") for n, _ in tests):
         acpi_expected(folder, source)
     outcomes = []
@@ -101,9 +106,10 @@ def run(folder, source, names, optional=(), log="qtest", report=None):
             old.unlink()
         show = Progress(short)
         run_logged(name, [folder / "pyvenv/bin/meson", "test", "--no-rebuild",
-                          "--logbase", name, "--print-errorlogs", test],
-                   cwd=folder, env=compiler_env(), what=short, check=False,
-                   progress=None, quiet=True)
+                          "--logbase", name, "--print-errorlogs",
+                          "--timeout-multiplier", str(patience), test],
+                   cwd=folder, env=compiler_env() | (env or {}), what=short,
+                   check=False, progress=None, quiet=True)
         path = folder / "meson-logs" / f"{name}.json"
         shown = str(LOGS / f"{name}.log")
         reply = json.loads(path.read_text().splitlines()[-1]) \
