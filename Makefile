@@ -42,6 +42,12 @@ build: deps ## Build QEMU with the series: build/qemu and, for arm64, build/qemu
 upstream: deps ## Build QEMU without the series: build/upstream and build/upstream-arm64
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/build upstream upstream-arm64
+	$(Q)$(TOOL) tools/behaviour --build
+
+.PHONY: behaviour
+behaviour: deps ## Run each qtest of ours on QEMU without the series: a table for the docs
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/behaviour
 
 .PHONY: demo
 demo: build $(if $(UPSTREAM),upstream) ## Show it: an NVMe behind an accelerated SMMUv3 (UPSTREAM=1 compares)
