@@ -65,6 +65,11 @@ lab-upstream: upstream ## Run them on QEMU without the series, where interrupts 
 test: build ## Run all tests: scripts, QEMU's own, the lab
 	$(Q)$(TOOL) tools/test
 
+.PHONY: test-sanitize
+test-sanitize: deps ## Run the series' qtests under ASan and UBSan
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/test sanitize
+
 .PHONY: refresh
 refresh: deps ## Fold what was committed in build/tree back into patches/ and our files
 	$(Q)$(TOOL) tools/refresh
