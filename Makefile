@@ -17,7 +17,7 @@ endif
 
 .PHONY: help
 help: ## Print this list
-	$(Q)awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	$(Q)awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing (root or sudo)
@@ -69,6 +69,11 @@ test: build ## Run all tests: scripts, QEMU's own, the lab
 test-sanitize: deps ## Run the series' qtests under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test sanitize
+
+.PHONY: coverage
+coverage: deps ## Print which lines of ours the qtests run, and list the others
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/coverage
 
 .PHONY: refresh
 refresh: deps ## Fold what was committed in build/tree back into patches/ and our files
