@@ -70,6 +70,11 @@ test-sanitize: deps ## Run the series' qtests under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test sanitize
 
+.PHONY: builds
+builds: deps ## Compile with clang, for debugging, without VFIO, without iommufd, 32-bit targets
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/test builds
+
 .PHONY: coverage
 coverage: deps ## Print which lines of ours the qtests run, and list the others
 	$(Q)$(TOOL) tools/tree --keep
