@@ -67,8 +67,10 @@ static bool smmuv3_accel_msi_is_doorbell(SMMUDevice *sdev, hwaddr addr,
                 return true;
             }
         }
-    } else if (msi_enabled(pdev) &&
-               same_page(addr, msi_get_message(pdev, 0).address)) {
+    }
+    /* A guest must not enable both, but its messages are translated. */
+    if (msi_enabled(pdev) &&
+        same_page(addr, msi_get_message(pdev, 0).address)) {
         /* All vectors have one address. */
         for (unsigned v = 0; v < msi_nr_vectors_allocated(pdev); v++) {
             if (any || !msi_is_masked(pdev, v)) {

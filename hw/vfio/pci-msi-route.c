@@ -24,19 +24,17 @@
 static bool vfio_msi_route_possible(VFIOPCIDevice *vdev)
 {
     return accel_msi_via_irqfd_enabled() &&
-           !(msix_enabled(PCI_DEVICE(vdev)) ? vdev->no_kvm_msix
-                                            : vdev->no_kvm_msi);
+           !(vdev->interrupt == VFIO_INT_MSIX ? vdev->no_kvm_msix
+                                              : vdev->no_kvm_msi);
 }
 
-/* The vector's message for the irqchip in @route, if it can have it */
-static bool vfio_msi_route_resolve(VFIOPCIDevice *vdev, int nr,
-                                   AccelMSILookup *lookup, VFIOMSIRoute *route)
+/* Of the kind that is in use: a guest may enable both, though it must not. */
+static MSIMessage vfio_msi_message(VFIOPCIDevice *vdev, int nr)
 {
     PCIDevice *pdev = PCI_DEVICE(vdev);
 
-    route->devid = pci_requester_id(pdev);
-    return accel_irqchip_resolve_msi(pdev, pci_get_msi_message(pdev, nr),
-                                     lookup, &route->msg) == ACCEL_MSI_IRQCHIP;
+    return vdev->interrupt == VFIO_INT_MSIX ? msix_get_message(pdev, nr)
+                                            : msi_get_message(pdev, nr);
 }
 
 static bool vfio_msi_route_equal(const VFIOMSIRoute *a, const VFIOMSIRoute *b)
@@ -45,53 +43,58 @@ static bool vfio_msi_route_equal(const VFIOMSIRoute *a, const VFIOMSIRoute *b)
            a->devid == b->devid;
 }
 
+typedef enum VFIOMSIRouteResult {
+    VFIO_MSI_ROUTED,
+    VFIO_MSI_NO_DOORBELL,   /* of the irqchip: nothing to ask it for */
+    VFIO_MSI_REFUSED,       /* by the irqchip */
+} VFIOMSIRouteResult;
+
 /*
  * Bring the route in line with the message. Nothing is committed, and no irqfd
  * is touched: the caller removes both if there was a route and this fails.
  */
-static bool vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
-                                  AccelMSILookup *lookup, AccelRouteChange *c)
+static VFIOMSIRouteResult vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
+                                                GHashTable *pages,
+                                                AccelRouteChange *c)
 {
     VFIOMSIVector *vector = &vdev->msi_vectors[nr];
     PCIDevice *pdev = PCI_DEVICE(vdev);
-    VFIOMSIRoute route;
+    VFIOMSIRoute route = { .devid = pci_requester_id(pdev) };
     int ret;
 
-    if (!vfio_msi_route_resolve(vdev, nr, lookup, &route)) {
-        return false;
+    if (accel_irqchip_resolve_msi(pdev, vfio_msi_message(vdev, nr), pages,
+                                  &route.msg) != ACCEL_MSI_IRQCHIP) {
+        return VFIO_MSI_NO_DOORBELL;
     }
     if (vector->virq < 0) {
         ret = accel_irqchip_add_resolved_route(c, nr, pdev, route.msg);
         vector->virq = ret;
     } else if (vfio_msi_route_equal(&route, &vector->route)) {
-        return true;
+        return VFIO_MSI_ROUTED;
     } else {
         ret = accel_irqchip_update_resolved_route(vector->virq, pdev,
                                                   route.msg);
         c->changes += ret == 0;
     }
     if (ret < 0) {
-        return false;
+        return VFIO_MSI_REFUSED;
     }
     vector->route = route;
     trace_vfio_msi_route(vdev->vbasedev.name, nr, vector->virq,
                          route.msg.address, route.msg.data, route.devid);
-    return true;
+    return VFIO_MSI_ROUTED;
 }
 
 void vfio_pci_msi_route_add(VFIOPCIDevice *vdev, int nr, AccelRouteChange *c)
 {
-    AccelMSILookup lookup = {};
-
-    vfio_msi_route_update(vdev, nr, &lookup, c);
+    vfio_msi_route_update(vdev, nr, NULL, c);
 }
 
 bool vfio_pci_msi_route_update(VFIOPCIDevice *vdev, int nr)
 {
     AccelRouteChange c = accel_irqchip_begin_route_changes();
-    AccelMSILookup lookup = {};
 
-    if (!vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+    if (vfio_msi_route_update(vdev, nr, NULL, &c) != VFIO_MSI_ROUTED) {
         return false;
     }
     accel_irqchip_commit_route_changes(&c);
@@ -176,9 +179,8 @@ static void vfio_msi_vector_refused(VFIOMSIVector *vector)
 /* Look again at the vectors whose messages go to [@first, @last]. */
 static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
 {
-    PCIDevice *pdev = PCI_DEVICE(vdev);
     g_autofree unsigned long *added = NULL;
-    AccelMSILookup lookup = {};
+    g_autoptr(GHashTable) pages = NULL;
     AccelRouteChange c;
     int nr;
 
@@ -186,6 +188,7 @@ static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
         return;
     }
     added = bitmap_new(vdev->nr_vectors);
+    pages = accel_irqchip_msi_pages_new();
     c = accel_irqchip_begin_route_changes();
 
     for (nr = 0; nr < vdev->nr_vectors; nr++) {
@@ -195,20 +198,26 @@ static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
         if (!vfio_msi_vector_live(vdev, nr)) {
             continue;
         }
-        msg = pci_get_msi_message(pdev, nr);
+        msg = vfio_msi_message(vdev, nr);
         if (msg.address < first || msg.address > last) {
             continue;
         }
         if (vector->virq >= 0) {
-            if (vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+            if (vfio_msi_route_update(vdev, nr, pages, &c) ==
+                VFIO_MSI_ROUTED) {
                 continue;
             }
             vfio_msi_vector_to_qemu(vdev, nr);
         }
-        if (vfio_msi_route_update(vdev, nr, &lookup, &c)) {
+        switch (vfio_msi_route_update(vdev, nr, pages, &c)) {
+        case VFIO_MSI_ROUTED:
             set_bit(nr, added);
-        } else if (lookup.path == ACCEL_MSI_IRQCHIP) {
+            break;
+        case VFIO_MSI_REFUSED:
             vfio_msi_vector_refused(vector);
+            break;
+        case VFIO_MSI_NO_DOORBELL:
+            break;
         }
     }
 
@@ -244,16 +253,19 @@ void vfio_pci_msi_route_delivered(VFIOPCIDevice *vdev, int nr)
         vector->skip--;
         return;
     }
-    address = pci_get_msi_message(PCI_DEVICE(vdev), nr).address;
+    address = vfio_msi_message(vdev, nr).address;
     vfio_msi_route_check(vdev, address, address);
 }
 
 static void vfio_msi_route_message(PCIDevice *pdev, unsigned nr)
 {
     VFIOPCIDevice *vdev = VFIO_PCI_DEVICE(pdev);
-    hwaddr address = pci_get_msi_message(pdev, nr).address;
+    hwaddr address;
 
-    vfio_msi_route_check(vdev, address, address);
+    if (vdev->interrupt == VFIO_INT_MSIX) {
+        address = vfio_msi_message(vdev, nr).address;
+        vfio_msi_route_check(vdev, address, address);
+    }
 }
 
 static void vfio_msi_route_notify(IOMMUNotifier *n, IOMMUTLBEntry *entry)

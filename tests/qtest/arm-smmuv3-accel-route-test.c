@@ -280,100 +280,6 @@ static void test_route_msi(void)
     one_device_stop(&t);
 }
 
-/*
- * A route is checked again when what it was made from may have changed, and
- * then either leads to the same interrupt as QEMU's own message would or is
- * removed.
- */
-
-static OneDevice routed_start(void)
-{
-    OneDevice t = irqchip_start(machine_new_irqchip());
-
-    map_v2m(&t);
-    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
-    return t;
-}
-
-static void test_recheck_message(void)
-{
-    OneDevice t = routed_start();
-
-    write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
-    one_device_stop(&t);
-}
-
-static void test_recheck_tlbi(void)
-{
-    OneDevice t = routed_start();
-
-    qsmmu_unmap(t.domain, V2M_DOORBELL);
-    qsmmu_tlbi_va(t.domain, V2M_DOORBELL);
-    assert_not_routed(&t, 0);
-    one_device_stop(&t);
-}
-
-static void test_recheck_cfgi_cd(void)
-{
-    OneDevice t = routed_start();
-    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
-
-    qsmmu_set_ttb(t.domain, other->ttb);
-    qsmmu_cfgi_cd(&t.m->smmu[0], ONE_SID);
-    assert_not_routed(&t, 0);
-    g_free(other);
-    one_device_stop(&t);
-}
-
-static void test_recheck_cfgi_ste(void)
-{
-    OneDevice t = routed_start();
-    QSMMUDomain *other = qsmmu_domain_new(&t.m->smmu[0], 12, 2);
-
-    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
-    assert_not_routed(&t, 0);
-    g_free(other);
-    one_device_stop(&t);
-}
-
-static void test_recheck_smmuen(void)
-{
-    OneDevice t = routed_start();
-
-    qsmmu_guest_disable(&t.m->smmu[0]);
-    assert_not_routed(&t, 0);
-    one_device_stop(&t);
-}
-
-static void test_recheck_delivered(void)
-{
-    OneDevice t = irqchip_start(machine_new_irqchip());
-
-    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
-    assert_not_routed(&t, 0);
-    map_v2m(&t);
-    fire(t.m, t.dev, 0);
-    g_assert_true(take_spi(t.m, SPI));
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
-    one_device_stop(&t);
-}
-
-static void test_recheck_unchanged(void)
-{
-    OneDevice t = routed_start();
-    uint64_t updates = qtest_irqchip_calls(t.m->qts, "update");
-    uint64_t commits = qtest_irqchip_calls(t.m->qts, "commit");
-
-    mask_vector(t.pci, 0, true);
-    mask_vector(t.pci, 0, false);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
-    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "update"), ==, updates);
-    g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits);
-    one_device_stop(&t);
-}
-
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
@@ -389,13 +295,6 @@ int main(int argc, char **argv)
         { "/accel/route/option", test_route_option },
         { "/accel/route/msi", test_route_msi },
         { "/accel/route/to-ram", test_route_to_ram },
-        { "/accel/recheck/message", test_recheck_message },
-        { "/accel/recheck/tlbi", test_recheck_tlbi },
-        { "/accel/recheck/cfgi-cd", test_recheck_cfgi_cd },
-        { "/accel/recheck/cfgi-ste", test_recheck_cfgi_ste },
-        { "/accel/recheck/smmuen", test_recheck_smmuen },
-        { "/accel/recheck/delivered", test_recheck_delivered },
-        { "/accel/recheck/unchanged", test_recheck_unchanged },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

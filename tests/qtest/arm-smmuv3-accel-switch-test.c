@@ -43,24 +43,22 @@ static void set_message(Setup *s, uint64_t address, uint16_t data)
 
 static void enable(Setup *s, bool on)
 {
-    bool msix = s->index == VFIO_PCI_MSIX_IRQ_INDEX;
-    uint8_t cap = qpci_find_capability(s->t.pci, msix ? PCI_CAP_ID_MSIX
-                                                      : PCI_CAP_ID_MSI, 0);
-    unsigned reg = cap + (msix ? PCI_MSIX_FLAGS : PCI_MSI_FLAGS);
-    uint16_t bit = msix ? PCI_MSIX_FLAGS_ENABLE : PCI_MSI_FLAGS_ENABLE;
-    uint16_t flags = qpci_config_readw(s->t.pci, reg);
+    uint8_t cap;
 
-    qpci_config_writew(s->t.pci, reg, on ? flags | bit : flags & ~bit);
+    if (s->index == VFIO_PCI_MSIX_IRQ_INDEX) {
+        change_msix(s->t.pci, PCI_MSIX_FLAGS_ENABLE,
+                    on ? PCI_MSIX_FLAGS_ENABLE : 0);
+        return;
+    }
+    cap = qpci_find_capability(s->t.pci, PCI_CAP_ID_MSI, 0);
+    qpci_config_writew(s->t.pci, cap + PCI_MSI_FLAGS,
+                       on ? PCI_MSI_FLAGS_ENABLE : 0);
 }
 
 static void mask_function(Setup *s, bool on)
 {
-    uint8_t cap = qpci_find_capability(s->t.pci, PCI_CAP_ID_MSIX, 0);
-    uint16_t flags = qpci_config_readw(s->t.pci, cap + PCI_MSIX_FLAGS);
-
-    flags &= ~PCI_MSIX_FLAGS_MASKALL;
-    qpci_config_writew(s->t.pci, cap + PCI_MSIX_FLAGS,
-                       on ? flags | PCI_MSIX_FLAGS_MASKALL : flags);
+    change_msix(s->t.pci, PCI_MSIX_FLAGS_MASKALL,
+                on ? PCI_MSIX_FLAGS_MASKALL : 0);
 }
 
 static void tlbi(Setup *s)

@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <sys/resource.h>
 #include "qobject/qdict.h"
 #include "smmuv3-accel-machine.h"
 
@@ -78,6 +79,19 @@ HDDevice *add_vfio(Machine *m, int smmu, const char *where)
                            "iommufd=iommufd0,rombar=0,%s ",
                            m->hd->num_devices - 1, dev->fd, where);
     return dev;
+}
+
+bool enough_fds(unsigned routes)
+{
+    const rlim_t need = routes * 4 + 512;
+    struct rlimit limit;
+
+    g_assert_cmpint(getrlimit(RLIMIT_NOFILE, &limit), ==, 0);
+    if (limit.rlim_max < need) {
+        g_test_skip("too few file descriptors, see ulimit -Hn");
+        return false;
+    }
+    return true;
 }
 
 bool machine_can_trace(void)
@@ -184,6 +198,14 @@ void set_vector(QPCIDevice *pci, unsigned vector, uint64_t address,
     }
     write_message(pci, vector, address, data);
     mask_vector(pci, vector, false);
+}
+
+void change_msix(QPCIDevice *pci, uint16_t clear, uint16_t set)
+{
+    uint8_t cap = qpci_find_capability(pci, PCI_CAP_ID_MSIX, 0);
+    uint16_t flags = qpci_config_readw(pci, cap + PCI_MSIX_FLAGS);
+
+    qpci_config_writew(pci, cap + PCI_MSIX_FLAGS, (flags & ~clear) | set);
 }
 
 void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
@@ -505,15 +527,23 @@ static void set_slot_power(QPCIDevice *port, bool on)
                           : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
 }
 
-void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
+static QDict *device_add(Machine *m, HDDevice *dev)
 {
     int fd = dev->fd;
 
     qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
                                  "'arguments': { 'fdname': 'hotplug' } }");
-    qtest_qmp_device_add(m->qts, "vfio-pci", "hot",
-                         "{ 'fd': 'hotplug', 'iommufd': 'iommufd0', "
-                         "'rombar': 0, 'bus': 'rp' }");
+    return qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
+                     "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
+                     "'iommufd': 'iommufd0', 'rombar': 0, 'bus': 'rp' } }");
+}
+
+void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    QDict *reply = device_add(m, dev);
+
+    g_assert_true(qdict_haskey(reply, "return"));
+    qobject_unref(reply);
     set_slot_power(port, true);
 }
 
@@ -524,15 +554,33 @@ void remove_from_slot(Machine *m, const char *id, QPCIDevice *port)
     qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
 }
 
-void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
+char *plug_fails(Machine *m, HDDevice *dev)
+{
+    QDict *reply = device_add(m, dev);
+    char *desc;
+
+    g_assert_true(qdict_haskey(reply, "error"));
+    desc = g_strdup(qdict_get_str(qdict_get_qdict(reply, "error"), "desc"));
+    qobject_unref(reply);
+    return desc;
+}
+
+void complete_unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
 {
     gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
 
-    remove_from_slot(m, "hot", port);
+    set_slot_power(port, false);
+    qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
     while (qatomic_read(&dev->bound_fd) != HD_NONE) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(1000);
     }
+}
+
+void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
+{
+    qtest_qmp_device_del_send(m->qts, "hot");
+    complete_unplug(m, dev, port);
 }
 
 uint64_t attached_ste(OneDevice *t)

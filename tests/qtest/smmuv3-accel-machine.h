@@ -94,6 +94,12 @@ Machine *machine_new_irqchip(void);
 HDDevice *add_vfio(Machine *m, int smmu, const char *where);
 
 /*
+ * Can QEMU open what @routes routed vectors need? If not, the test is skipped.
+ * QEMU raises its limit to the hard one.
+ */
+bool enough_fds(unsigned routes);
+
+/*
  * Trace @events, a list as -d has it. Before the machine is started, and only
  * if machine_can_trace().
  */
@@ -121,6 +127,9 @@ void write_message(QPCIDevice *pci, unsigned vector, uint64_t address,
 /* As a driver does: MSI-X is enabled, then the vector is set up. */
 void set_vector(QPCIDevice *pci, unsigned vector, uint64_t address,
                 uint32_t data);
+
+/* Clear and set bits of Message Control. */
+void change_msix(QPCIDevice *pci, uint16_t clear, uint16_t set);
 
 /* Enable 2^@log_vectors MSI vectors. */
 void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
@@ -215,6 +224,12 @@ void plug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
 /* Have what is in the slot of @port removed, with the guest's consent. */
 void remove_from_slot(Machine *m, const char *id, QPCIDevice *port);
+
+/* The same, where it is refused. Returns: the error, to be freed */
+char *plug_fails(Machine *m, HDDevice *dev);
+
+/* The guest gives up what it was asked for. */
+void complete_unplug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
 /* With the guest's consent. The last reference goes with an RCU callback. */
 void unplug(Machine *m, HDDevice *dev, QPCIDevice *port);

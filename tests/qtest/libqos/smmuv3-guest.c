@@ -64,7 +64,7 @@ void qsmmu_guest_disable(QSMMUGuest *g)
                  R_CR0_CMDQEN_MASK | R_CR0_EVENTQEN_MASK);
 }
 
-uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1)
+void qsmmu_queue(QSMMUGuest *g, uint64_t word0, uint64_t word1)
 {
     uint64_t addr = g->cmdq + 16 * (g->cmdq_prod % (1 << QUEUE_LOG2SIZE));
 
@@ -72,8 +72,18 @@ uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1)
     qtest_writeq(g->qts, addr + 8, word1);
     /* The wrap flag is the bit above the index. */
     g->cmdq_prod = (g->cmdq_prod + 1) % (2 << QUEUE_LOG2SIZE);
+}
+
+uint32_t qsmmu_issue_queued(QSMMUGuest *g)
+{
     qtest_writel(g->qts, g->base + A_CMDQ_PROD, g->cmdq_prod);
     return qtest_readl(g->qts, g->base + A_CMDQ_CONS);
+}
+
+uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1)
+{
+    qsmmu_queue(g, word0, word1);
+    return qsmmu_issue_queued(g);
 }
 
 void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1)

@@ -15,6 +15,8 @@
 
 /* Of a leaf: accessed, inner shareable, writable */
 #define QSMMU_PTE_RW            0x0000000000000743ull
+#define QSMMU_PTE_TABLE         0x2ull      /* or a page, else a block */
+#define QSMMU_PTE_NG            0x800ull    /* not global */
 
 /* Fields of an event of 64-bit words */
 #define QSMMU_EVT_TYPE(evt)     ((evt)[0] & 0xff)
@@ -89,6 +91,20 @@ void qsmmu_guest_disable(QSMMUGuest *g);
  * qsmmu_guest_alloc - zeroed, aligned to @size, a power of 2
  */
 uint64_t qsmmu_guest_alloc(QSMMUGuest *g, uint64_t size);
+
+/**
+ * qsmmu_queue - write a command into the queue, to be issued with others
+ *
+ * There is room for 255 of them.
+ */
+void qsmmu_queue(QSMMUGuest *g, uint64_t word0, uint64_t word1);
+
+/**
+ * qsmmu_issue_queued - issue all of them at once
+ *
+ * Returns: as qsmmu_issue()
+ */
+uint32_t qsmmu_issue_queued(QSMMUGuest *g);
 
 /**
  * qsmmu_issue - issue a command that may fail
