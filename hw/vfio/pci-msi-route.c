@@ -160,10 +160,16 @@ static bool vfio_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
 /* Does QEMU or the irqchip send this vector's message as soon as it fires? */
 static bool vfio_msi_vector_live(VFIOPCIDevice *vdev, int nr)
 {
+    PCIDevice *pdev = PCI_DEVICE(vdev);
+
+    if (!vdev->msi_vectors[nr].use) {
+        return false;
+    }
+    if (vdev->interrupt == VFIO_INT_MSIX) {
+        return !msix_is_masked(pdev, nr);
+    }
     /* The mask bits of MSI are the device's own. */
-    return vdev->msi_vectors[nr].use &&
-           (vdev->interrupt == VFIO_INT_MSI ||
-            !msix_is_masked(PCI_DEVICE(vdev), nr));
+    return nr < msi_nr_vectors_allocated(pdev);
 }
 
 /*

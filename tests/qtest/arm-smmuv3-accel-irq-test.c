@@ -485,6 +485,35 @@ static void test_cycles(void)
     one_device_stop(&t);
 }
 
+/* A guest should not change the number of MSIs in use, but may. */
+static void test_msi_number(void)
+{
+    const unsigned msi = VFIO_PCI_MSI_IRQ_INDEX;
+    const unsigned first = V2M_FIRST_SPI + 8;
+    static const unsigned logs[] = { 3, 0, 2, 1, 3 };
+    OneDevice t = irqchip_start(machine_new_irqchip());
+
+    map_v2m(&t);
+    for (unsigned i = 0; i < ARRAY_SIZE(logs); i++) {
+        unsigned n = 1u << logs[i];
+
+        enable_msi(t.pci, V2M_DOORBELL, first, logs[i]);
+        g_assert_cmpuint(count_routes(t.m), ==, n);
+        qsmmu_tlbi_va(t.domain, V2M_DOORBELL);
+        for (unsigned j = 0; j < n; j++) {
+            fire_irq(t.m, t.dev, msi, j);
+            assert_only_spi(t.m, first + j);
+        }
+        g_assert_cmpint(host_double_eventfd(t.m->hd, t.dev, msi, n - 1), !=,
+                        HD_NONE);
+        if (n < 8) {
+            g_assert_cmpint(host_double_eventfd(t.m->hd, t.dev, msi, n), ==,
+                            HD_NONE);
+        }
+    }
+    one_device_stop(&t);
+}
+
 /*
  * A guest must not enable both, and gets what is enabled last. It neither
  * breaks QEMU nor has messages go untranslated.
@@ -506,8 +535,11 @@ static void test_msi_and_msix(void)
         assert_ram_intact(t.m);
         qsmmu_tlbi_va(t.domain, V2M_DOORBELL);
         qsmmu_cfgi_ste(&t.m->smmu[0], ONE_SID);
-        /* The table is still there. */
-        write_message(t.pci, 7, V2M_DOORBELL, SPI);
+        /* The table is still there, with more vectors than MSI may have. */
+        enable_msi(t.pci, DOORBELL, 0x100, 0);
+        mask_vector(t.pci, 7, false);
+        write_message(t.pci, 7, V2M_DOORBELL, SPI + i);
+        mask_vector(t.pci, 7, true);
         mask_vector(t.pci, 0, true);
         write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
         mask_vector(t.pci, 0, false);
@@ -710,6 +742,7 @@ int main(int argc, char **argv)
         { "/accel/intx/level", test_intx },
         { "/accel/intx/msix", test_intx_and_msix },
         { "/accel/msi/masks", test_msi_masks },
+        { "/accel/msi/number", test_msi_number },
         { "/accel/msi/with-msix", test_msi_and_msix },
         { "/accel/msix/many-vectors", test_many_vectors },
         { "/accel/msix/message-halves", test_message_halves },

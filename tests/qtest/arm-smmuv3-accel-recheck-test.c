@@ -356,6 +356,51 @@ static void test_ste(void)
     routed_stop(&r);
 }
 
+/* To look is no access: no event, and nothing that a guest did wrong. */
+static void test_silent(void)
+{
+    static const struct {
+        const char *name;
+        uint64_t ste, cd;
+    } tables[] = {
+        { "invalid STE", 0, 0 },
+        { "aborting STE", QSMMU_STE_ABORT, 0 },
+        { "CD outside RAM", QSMMU_STE_S1 | 0x1000000000ull, 0 },
+        { "invalid CD", QSMMU_STE_S1, 0 },
+        { "CD with the largest sizes", QSMMU_STE_S1, UINT64_MAX },
+        { "nothing mapped", QSMMU_STE_S1, 1 },
+    };
+    Machine *m = machine_new_irqchip();
+    OneDevice t;
+
+    machine_trace(m, "guest_errors");
+    t = irqchip_start(m);
+    for (unsigned i = 0; i < ARRAY_SIZE(tables); i++) {
+        QSMMUDomain *d = qsmmu_domain_new(&m->smmu[0], 12, 1);
+        bool s1 = tables[i].ste == QSMMU_STE_S1;
+
+        g_test_message("%s", tables[i].name);
+        qsmmu_attach(&m->smmu[0], ONE_SID, t.domain);
+        map_v2m(&t);
+        set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+        assert_routed(&t, 0, DOORBELL_GPA, SPI);
+        if (tables[i].cd != 1) {
+            qtest_writeq(m->qts, d->cd, tables[i].cd);
+        }
+        trace_mark(m);
+        qsmmu_set_ste(&m->smmu[0], ONE_SID, tables[i].ste | (s1 ? d->cd : 0),
+                      0);
+        qsmmu_command(&m->smmu[0], SMMU_CMD_CFGI_CD | SID(ONE_SID), 1);
+        assert_not_routed(&t, 0);
+        mask_vector(t.pci, 0, true);
+        mask_vector(t.pci, 0, false);
+        g_assert_cmpuint(traced(m, "\n"), ==, 0);
+        g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 0);
+        g_free(d);
+    }
+    one_device_stop(&t);
+}
+
 static void test_reset(void)
 {
     Routed r = routed_start();
@@ -483,6 +528,38 @@ static void test_storm(void)
     g_assert_cmphex(qsmmu_issue_queued(g), ==, g->cmdq_prod);
     assert_walks(r.t.m, 1);
     assert_routed(&r.t, 0, DOORBELL_GPA, SPI);
+    routed_stop(&r);
+}
+
+/* A masked vector is QEMU's, whatever happens to its doorbell meanwhile. */
+static void test_masked(void)
+{
+    Routed r = routed_start();
+    QSMMUGuest *g = &r.t.m->smmu[0];
+
+    for (unsigned i = 0; i < 2; i++) {
+        /* It has a route when it is masked, or it has none. */
+        mask_vector(r.t.pci, 0, true);
+        for (unsigned j = 0; j < 2; j++) {
+            qsmmu_map(r.t.domain, BASE, j ? V2M_BASE : TARGET(0));
+            qsmmu_command(g, SMMU_CMD_TLBI_NH_ALL, 0);
+            qsmmu_cfgi_ste(g, ONE_SID);
+            g_assert_false(is_routed(&r.t, 0));
+            fire(r.t.m, r.t.dev, 0);
+            settle(r.t.m);
+            g_assert_false(take_spi(r.t.m, SPI));
+            g_assert_cmphex(take(r.t.m, TARGET(0), DOORBELL), ==, 0);
+        }
+        if (i == 0) {
+            qsmmu_map(r.t.domain, BASE, TARGET(0));
+            mask_vector(r.t.pci, 0, false);
+            g_assert_cmphex(take(r.t.m, TARGET(0), DOORBELL), ==, SPI);
+        } else {
+            mask_vector(r.t.pci, 0, false);
+            g_assert_true(take_spi(r.t.m, SPI));
+            assert_routed(&r.t, 0, DOORBELL_GPA, SPI);
+        }
+    }
     routed_stop(&r);
 }
 
@@ -657,12 +734,14 @@ int main(int argc, char **argv)
         { "/accel/recheck/cfgi", test_cfgi },
         { "/accel/recheck/registers", test_registers },
         { "/accel/recheck/ste", test_ste },
+        { "/accel/recheck/silent", test_silent },
         { "/accel/recheck/reset", test_reset },
         { "/accel/recheck/message", test_message },
         { "/accel/recheck/delivered", test_delivered },
         { "/accel/recheck/unchanged", test_unchanged },
         { "/accel/recheck/lazy", test_lazy },
         { "/accel/recheck/storm", test_storm },
+        { "/accel/recheck/masked", test_masked },
         { "/accel/recheck/many-vectors", test_many_vectors },
         { "/accel/recheck/two-devices", test_two_devices },
         { "/accel/recheck/many-pages", test_many_pages },

@@ -203,6 +203,14 @@ static void test_route_refused(void)
     qtest_irqchip_fail(t.m->qts, "add", 0, 0);
     write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
     assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+
+    /* It is forgiven. */
+    qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
+    qtest_irqchip_fail(t.m->qts, "add", 1, ENOSPC);
+    write_message(t.pci, 0, V2M_DOORBELL, SPI);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
     one_device_stop(&t);
 }
 

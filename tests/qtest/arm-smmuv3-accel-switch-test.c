@@ -536,6 +536,27 @@ static void test_msi(void)
     run_changes(VFIO_PCI_MSI_IRQ_INDEX, true);
 }
 
+/* What was signalled to QEMU while the vector was masked, and is not handled */
+static void test_not_handled_yet(void)
+{
+    Setup s;
+    int fd;
+
+    if (!machine_can_trace()) {
+        g_test_skip("without traces, messages cannot be counted");
+        return;
+    }
+    s = setup(VFIO_PCI_MSIX_IRQ_INDEX, true);
+    mask_vector(s.t.pci, 0, true);
+    fd = host_double_eventfd(s.t.m->hd, s.t.dev, s.index, 0);
+    mask_vector(s.t.pci, 0, false);
+    irqchip_has_it(&s);
+    qtest_irqchip_signal(s.t.m->qts, "detach", 1, fd);
+    tlbi_to_ram(&s);
+    assert_arrive(&s, 1);
+    stop(&s);
+}
+
 /*
  * One vector's message disables MSI-X while another vector's is on its way. It
  * depends on QEMU's main loop whose comes first, so each has either part.
@@ -592,6 +613,7 @@ int main(int argc, char **argv)
         { "/accel/switch/msix", test_msix },
         { "/accel/switch/msix-static", test_msix_static },
         { "/accel/switch/msi", test_msi },
+        { "/accel/switch/not-handled-yet", test_not_handled_yet },
         { "/accel/switch/disabled-by-message", test_disabled_by_message },
     };
 

@@ -35,7 +35,6 @@ static int new_file(const char *name, uint64_t size, uint64_t *st_dev,
 HostDouble *host_double_new(void)
 {
     HostDouble *hd = g_new0(HostDouble, 1);
-    pthread_mutexattr_t attr;
     uint64_t ignored;
     int fds[2];
 
@@ -43,12 +42,6 @@ HostDouble *host_double_new(void)
     hd->shm = mmap(NULL, sizeof(*hd->shm), PROT_READ | PROT_WRITE, MAP_SHARED,
                    hd->shm_fd, 0);
     g_assert(hd->shm != MAP_FAILED);
-
-    pthread_mutexattr_init(&attr);
-    pthread_mutexattr_setpshared(&attr, PTHREAD_PROCESS_SHARED);
-    pthread_mutexattr_setrobust(&attr, PTHREAD_MUTEX_ROBUST);
-    pthread_mutex_init(&hd->shm->lock, &attr);
-    pthread_mutexattr_destroy(&attr);
 
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), ==, 0);
     hd->request_fd = fds[0];
@@ -179,17 +172,6 @@ QTestState *host_double_qtest_init(HostDouble *hd, const char *args)
     return qts;
 }
 
-static void hd_lock(HostDouble *hd)
-{
-    /* An owner that died is a QEMU that crashed: the test has failed. */
-    g_assert_cmpint(pthread_mutex_lock(&hd->shm->lock), ==, 0);
-}
-
-static void hd_unlock(HostDouble *hd)
-{
-    pthread_mutex_unlock(&hd->shm->lock);
-}
-
 static int request(HostDouble *hd, const HDRequest *req)
 {
     int32_t ret;
@@ -273,20 +255,20 @@ bool host_double_post_lost(HostDouble *hd, HDDevice *dev)
 void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
                       int err)
 {
-    hd_lock(hd);
+    hd_lock(hd->shm);
     hd->shm->fail[_IOC_NR(request)].n = n;
     hd->shm->fail[_IOC_NR(request)].err = err;
     hd->shm->fail[_IOC_NR(request)].forever = false;
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
 }
 
 void host_double_fail_forever(HostDouble *hd, unsigned long request, int err)
 {
-    hd_lock(hd);
+    hd_lock(hd->shm);
     hd->shm->fail[_IOC_NR(request)].n = err != 0;
     hd->shm->fail[_IOC_NR(request)].err = err;
     hd->shm->fail[_IOC_NR(request)].forever = err != 0;
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
 }
 
 void host_double_signal(HostDouble *hd, unsigned long request, unsigned n,
@@ -295,23 +277,23 @@ void host_double_signal(HostDouble *hd, unsigned long request, unsigned n,
 {
     unsigned nr = _IOC_NR(request);
 
-    hd_lock(hd);
+    hd_lock(hd->shm);
     hd->shm->signal[nr].n = n;
     hd->shm->signal[nr].after = after;
     hd->shm->signal[nr].sent = false;
     hd->shm->signal[nr].device = dev - hd->shm->devices;
     hd->shm->signal[nr].index = index;
     hd->shm->signal[nr].vector = vector;
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
 }
 
 bool host_double_signalled(HostDouble *hd, unsigned long request)
 {
     bool sent;
 
-    hd_lock(hd);
+    hd_lock(hd->shm);
     sent = hd->shm->signal[_IOC_NR(request)].sent;
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
     return sent;
 }
 
@@ -319,12 +301,12 @@ unsigned host_double_calls(HostDouble *hd, unsigned long request)
 {
     unsigned n = 0;
 
-    hd_lock(hd);
+    hd_lock(hd->shm);
     g_assert_cmpuint(hd->shm->num_calls, <=, HD_MAX_CALLS);
     for (uint64_t i = 0; i < hd->shm->num_calls; i++) {
         n += hd->shm->calls[i].nr == _IOC_NR(request);
     }
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
     return n;
 }
 
@@ -332,13 +314,13 @@ unsigned host_double_objects(HostDouble *hd, HDType type)
 {
     unsigned n = 0;
 
-    hd_lock(hd);
+    hd_lock(hd->shm);
     for (int i = 1; i < HD_MAX_OBJECTS; i++) {
         HDType t = hd->shm->objects[i].type;
 
         n += type ? t == type : t != HD_FREE;
     }
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
     return n;
 }
 
@@ -347,9 +329,9 @@ int host_double_eventfd(HostDouble *hd, HDDevice *dev, unsigned index,
 {
     int fd;
 
-    hd_lock(hd);
+    hd_lock(hd->shm);
     fd = dev->vectors[hd_vector(index, vector)].fd;
-    hd_unlock(hd);
+    hd_unlock(hd->shm);
     return fd;
 }
 
@@ -409,7 +391,7 @@ void host_double_dump(HostDouble *hd)
     const unsigned max_calls = 40;
     HDShared *shm = hd->shm;
     /* The test may have failed with the lock held, by itself or by QEMU. */
-    bool locked = pthread_mutex_trylock(&hd->shm->lock) == 0;
+    bool locked = hd_trylock(hd->shm);
 
     g_test_message("host double: objects");
     for (int i = 1; i < HD_MAX_OBJECTS; i++) {
@@ -452,6 +434,6 @@ void host_double_dump(HostDouble *hd)
         dump_call(&shm->calls[i % HD_MAX_CALLS]);
     }
     if (locked) {
-        hd_unlock(hd);
+        hd_unlock(hd->shm);
     }
 }

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include <dlfcn.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include "standard-headers/linux/pci_regs.h"
@@ -41,17 +42,14 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int (*real_ioctl)(int fd, unsigned long request, ...);
 static int (*real_close)(int fd);
 
-/* The lock survives a test that dies while it holds it. */
 static void lock(void)
 {
-    if (pthread_mutex_lock(&hd->lock) == EOWNERDEAD) {
-        pthread_mutex_consistent(&hd->lock);
-    }
+    hd_lock(hd);
 }
 
 static void unlock(void)
 {
-    pthread_mutex_unlock(&hd->lock);
+    hd_unlock(hd);
 }
 
 /* Objects */

@@ -29,7 +29,9 @@
  *   while it is still asserted.
  * - Regions of a device are memory: read(), write() and mmap() work on the
  *   file descriptor itself.
- * - All state is in memory that the test shares, and changes under a lock.
+ * - All state is in memory that the test shares, and changes under a lock. Its
+ *   layout is the same for all 64-bit machines, so that QEMU may be another
+ *   machine's, run by qemu-user.
  *
  * Where it differs from Linux
  * ---------------------------
@@ -50,7 +52,7 @@
 #ifndef TESTS_QTEST_HOST_DOUBLE_H
 #define TESTS_QTEST_HOST_DOUBLE_H
 
-#include <pthread.h>
+#include <sched.h>
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 
@@ -166,7 +168,7 @@ typedef struct HDCall {
 } HDCall;
 
 typedef struct HDShared {
-    pthread_mutex_t lock;
+    uint32_t locked;
 
     struct {
         uint64_t st_dev;
@@ -198,6 +200,24 @@ typedef struct HDShared {
     uint64_t num_calls;     /* also of those that are forgotten */
     HDCall calls[HD_MAX_CALLS];
 } HDShared;
+
+/* No mutex: those of two machines differ. It is never held for long. */
+static inline bool hd_trylock(HDShared *hd)
+{
+    return !__atomic_exchange_n(&hd->locked, 1, __ATOMIC_ACQUIRE);
+}
+
+static inline void hd_lock(HDShared *hd)
+{
+    while (!hd_trylock(hd)) {
+        sched_yield();
+    }
+}
+
+static inline void hd_unlock(HDShared *hd)
+{
+    __atomic_store_n(&hd->locked, 0, __ATOMIC_RELEASE);
+}
 
 /* What the test asks the double to do in QEMU's process */
 typedef struct HDRequest {
