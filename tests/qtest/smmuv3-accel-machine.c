@@ -12,9 +12,6 @@
 #define MARKER          0x5a5a5a5a
 
 #define GICR_BASE       0x080a0000ull
-#define ITS_TABLES      (RAM_BASE + 64 * MiB)
-#define LPI_PENDING     (ITS_TABLES + 0x50000)
-#define FIRST_LPI       8192
 
 static char *make_bios(void)
 {
@@ -458,24 +455,37 @@ uint64_t injected(OneDevice *t)
     return sum;
 }
 
-static void its_command(Machine *m, unsigned index, uint64_t word0,
-                        uint64_t word1, uint64_t word2)
+static void its_command(Machine *m, uint64_t word0, uint64_t word1,
+                        uint64_t word2)
 {
-    uint64_t addr = ITS_TABLES + index * 32;
+    uint64_t next = qtest_readq(m->qts, ITS_BASE + 0x88 /* CWRITER */);
+    uint64_t addr = ITS_TABLES + next;
 
     qtest_writeq(m->qts, addr, word0);
     qtest_writeq(m->qts, addr + 8, word1);
     qtest_writeq(m->qts, addr + 16, word2);
     qtest_writeq(m->qts, addr + 24, 0);
-    qtest_writeq(m->qts, ITS_BASE + 0x88 /* CWRITER */, (index + 1) * 32);
+    next += 32;
+    qtest_writeq(m->qts, ITS_BASE + 0x88, next);
     g_assert_cmphex(qtest_readq(m->qts, ITS_BASE + 0x90 /* CREADR */), ==,
-                    (index + 1) * 32);
+                    next);
+}
+
+void its_add_device(Machine *m, uint32_t devid, unsigned n)
+{
+    const uint64_t valid = 1ull << 63, dev = (uint64_t)devid << 32;
+
+    its_command(m, 0x08 /* MAPD */ | dev, 3,
+                valid | (ITS_TABLES + 0x30000 + n * 0x1000));
+    for (uint64_t event = 0; event < 16; event++) {
+        its_command(m, 0x0a /* MAPTI */ | dev,
+                    event | (FIRST_LPI + n * 16 + event) << 32, 0);
+    }
 }
 
 void its_start(Machine *m, uint32_t devid)
 {
-    const uint64_t valid = 1ull << 63, dev = (uint64_t)devid << 32;
-    unsigned n = 0;
+    const uint64_t valid = 1ull << 63;
 
     qtest_memset(m->qts, ITS_TABLES, 0, 0x80000);
     qtest_writeq(m->qts, GICR_BASE + 0x70 /* PROPBASER */,
@@ -489,13 +499,8 @@ void its_start(Machine *m, uint32_t devid)
     qtest_writeq(m->qts, ITS_BASE + 0x108 /* BASER: collections */,
                  valid | (ITS_TABLES + 0x20000));
     qtest_writel(m->qts, ITS_BASE, 1 /* enabled */);
-    its_command(m, n++, 0x09 /* MAPC */, 0, valid);
-    its_command(m, n++, 0x08 /* MAPD */ | dev, 3,
-                valid | (ITS_TABLES + 0x30000));
-    for (uint64_t event = 0; event < 16; event++) {
-        its_command(m, n++, 0x0a /* MAPTI */ | dev,
-                    event | (FIRST_LPI + event) << 32, 0);
-    }
+    its_command(m, 0x09 /* MAPC */, 0, valid);
+    its_add_device(m, devid, 0);
 }
 
 bool take_lpi(Machine *m, unsigned event)

@@ -39,6 +39,9 @@
 #define GICD_ICFGR      0xc00
 #define ITS_BASE        0x08080000ull
 #define ITS_TRANSLATER  (ITS_BASE + 0x10040)
+#define ITS_TABLES      (RAM_BASE + 64 * MiB)
+#define LPI_PENDING     (ITS_TABLES + 0x50000)
+#define FIRST_LPI       8192
 #define V2M_BASE        0x08020000ull
 #define V2M_SETSPI_NS   0x40
 #define V2M_FIRST_SPI   80
@@ -213,7 +216,13 @@ uint64_t injected(OneDevice *t);
  */
 void its_start(Machine *m, uint32_t devid);
 
-/* Did this event arrive since the last time? */
+/* Likewise for one more device, the @n-th after that one */
+void its_add_device(Machine *m, uint32_t devid, unsigned n);
+
+/*
+ * Did this event arrive since the last time? Those of the @n-th device begin
+ * with 16 * @n.
+ */
 bool take_lpi(Machine *m, unsigned event);
 
 /* Give a root port a bus and all of PCI's memory. */
