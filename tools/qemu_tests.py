@@ -85,13 +85,15 @@ def tap_outcomes(test, text, result, seconds, log):
 
 
 def run(folder, source, names, optional=(), log="qtest", report=None,
-        kind="qemu", env=None, patience=1):
+        kind="qemu", env=None, patience=1, binary=None):
     """Run the tests @names of the build in @folder, and those of @optional
     that are there; [Outcome].
 
     The build is one of @kind. The tests have @env in their environment and
-    @patience times their time.
+    @patience times their time, and run @binary in place of the build's QEMU.
     """
+    # meson sets the variable itself, before it runs a wrapper.
+    wrapper = ["--wrapper", f"env QTEST_QEMU_BINARY={binary}"] if binary else []
     build(kind, folder, source)         # meson's lists are of this source now
     tests = meson_tests(folder, names, optional)
     targets = sorted({t for _, needs in tests for t in needs})
@@ -102,22 +104,25 @@ def run(folder, source, names, optional=(), log="qtest", report=None,
     for test, _ in tests:
         short = test.split("/")[-1]
         name = f"{log}-{short}"
-        for old in (folder / "meson-logs").glob(f"{name}.*"):
+        for old in (folder / "meson-logs").glob(f"{name}[.-]*"):
             old.unlink()
         show = Progress(short)
         run_logged(name, [folder / "pyvenv/bin/meson", "test", "--no-rebuild",
                           "--logbase", name, "--print-errorlogs",
-                          "--timeout-multiplier", str(patience), test],
+                          "--timeout-multiplier", str(patience), *wrapper,
+                          test],
                    cwd=folder, env=compiler_env() | (env or {}), what=short,
                    check=False, progress=None, quiet=True)
-        path = folder / "meson-logs" / f"{name}.json"
+        # meson adds the wrapper's name.
+        path = folder / "meson-logs" / (f"{name}-env.json" if wrapper else
+                                        f"{name}.json")
         shown = str(LOGS / f"{name}.log")
         reply = json.loads(path.read_text().splitlines()[-1]) \
             if path.exists() else {}
         with open(shown, "a") as f:
             f.write(reply.get("stdout", ""))
             f.write(reply.get("stderr", ""))
-        some = tap_outcomes(short, reply.get("stdout", ""),
+        some = tap_outcomes(name if binary else short, reply.get("stdout", ""),
                             reply.get("result", "did not run"),
                             reply.get("duration", show.elapsed()), shown)
         outcomes += some
