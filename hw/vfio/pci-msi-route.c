@@ -60,10 +60,11 @@ static VFIOMSIRouteResult vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
     VFIOMSIVector *vector = &vdev->msi_vectors[nr];
     PCIDevice *pdev = PCI_DEVICE(vdev);
     VFIOMSIRoute route = { .devid = pci_requester_id(pdev) };
+    MSIMessage msg = vfio_msi_message(vdev, nr);
     int ret;
 
-    if (accel_irqchip_resolve_msi(pdev, vfio_msi_message(vdev, nr), pages,
-                                  &route.msg) != ACCEL_MSI_IRQCHIP) {
+    if (accel_irqchip_resolve_msi(pdev, msg, pages, &route.msg) !=
+        ACCEL_MSI_IRQCHIP) {
         return VFIO_MSI_NO_DOORBELL;
     }
     if (vector->virq < 0) {
@@ -80,7 +81,7 @@ static VFIOMSIRouteResult vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
         return VFIO_MSI_REFUSED;
     }
     vector->route = route;
-    trace_vfio_msi_route(vdev->vbasedev.name, nr, vector->virq,
+    trace_vfio_msi_route(vdev->vbasedev.name, nr, vector->virq, msg.address,
                          route.msg.address, route.msg.data, route.devid);
     return VFIO_MSI_ROUTED;
 }

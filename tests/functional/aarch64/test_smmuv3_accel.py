@@ -392,10 +392,11 @@ class SmmuV3Accel(QemuSystemTest):
 
         trace = self.since_enabled(NVME, trace)
         res['translations'] = self.translations(NVME_SID, trace)
-        res['kvm_routes'] = [
-            [int(n, 16) for n in pair] for pair in re.findall(
-                r'^kvm_arm_fixup_msi_route MSI iova = (\w+) is translated '
-                r'into (\w+)$', trace, re.M)]
+        route = (r'^kvm_arm_fixup_msi_route MSI iova = (\w+) is translated '
+                 r'into (\w+)$' if self.upstream else
+                 rf'^vfio_msi_route  \({NVME}\) .* gIOVA (\w+) -> GPA (\w+)')
+        res['kvm_routes'] = [[int(n, 16) for n in pair] for pair in
+                             re.findall(route, trace, re.M)]
         sent = self.sent(NVME, trace)
         res['by_qemu'] = [sent.count('0'), sent.count('1')]
         return res
