@@ -112,19 +112,33 @@ static void vfio_msi_route_release(VFIOPCIDevice *vdev, int nr)
 }
 
 /*
- * The vector is unmasked, so the host signals one of its two eventfds. Which
- * one stays as it is: the host could lose an interrupt while it changes over.
- * Who listens to it changes, and an eventfd counts for whoever comes next.
+ * The irqchip may be full, for long: a vector that it refuses is delivered by
+ * QEMU, and asks again after 0, 1, 3, 7... messages.
+ */
+static void vfio_msi_vector_refused(VFIOMSIVector *vector)
+{
+    vector->skip = vector->refused;
+    vector->refused = MIN(vector->refused * 2 + 1, 1023);
+}
+
+/*
+ * The host signals one of a vector's two eventfds, and goes on to do so. To have
+ * it signal the other one frees and requests the interrupt there: what comes
+ * meanwhile is lost, and what had come and was not handled yet is as well. So
+ * the listener changes, and an eventfd counts for whoever comes next.
  */
 
-static void vfio_msi_vector_to_qemu(VFIOPCIDevice *vdev, int nr)
+void vfio_pci_msi_vector_to_qemu(VFIOPCIDevice *vdev, int nr)
 {
     VFIOMSIVector *vector = &vdev->msi_vectors[nr];
     EventNotifier idle = vector->interrupt;
 
+    if (!vector->irqfd) {
+        return;
+    }
     accel_irqchip_remove_irqfd_notifier_gsi(&vector->kvm_interrupt,
                                             vector->virq);
-    vfio_msi_route_release(vdev, nr);
+    vector->irqfd = false;
 
     vfio_pci_msi_set_handler(vdev, nr, false);
     vector->interrupt = vector->kvm_interrupt;
@@ -152,10 +166,26 @@ static bool vfio_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
         vfio_notifier_cleanup(vdev, &idle, "kvm_interrupt", nr);
         return false;
     }
+    vector->irqfd = true;
     vector->kvm_interrupt = vector->interrupt;
     vector->interrupt = idle;
     vfio_pci_msi_set_handler(vdev, nr, true);
     return true;
+}
+
+void vfio_pci_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
+{
+    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
+
+    if (vector->virq < 0 || vector->irqfd) {
+        return;
+    }
+    if (vfio_msi_vector_to_irqchip(vdev, nr)) {
+        vector->refused = 0;
+    } else {
+        vfio_msi_route_release(vdev, nr);
+        vfio_msi_vector_refused(vector);
+    }
 }
 
 /* Does QEMU or the irqchip send this vector's message as soon as it fires? */
@@ -171,16 +201,6 @@ static bool vfio_msi_vector_live(VFIOPCIDevice *vdev, int nr)
     }
     /* The mask bits of MSI are the device's own. */
     return nr < msi_nr_vectors_allocated(pdev);
-}
-
-/*
- * The irqchip may be full, for long: a vector that it refuses is delivered by
- * QEMU, and asks again after 0, 1, 3, 7... messages.
- */
-static void vfio_msi_vector_refused(VFIOMSIVector *vector)
-{
-    vector->skip = vector->refused;
-    vector->refused = MIN(vector->refused * 2 + 1, 1023);
 }
 
 /* Look again at the vectors whose messages go to [@first, @last]. */
@@ -214,7 +234,8 @@ static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
                 VFIO_MSI_ROUTED) {
                 continue;
             }
-            vfio_msi_vector_to_qemu(vdev, nr);
+            vfio_pci_msi_vector_to_qemu(vdev, nr);
+            vfio_msi_route_release(vdev, nr);
         }
         switch (vfio_msi_route_update(vdev, nr, pages, &c)) {
         case VFIO_MSI_ROUTED:
@@ -232,12 +253,7 @@ static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
 
     for (nr = find_first_bit(added, vdev->nr_vectors); nr < vdev->nr_vectors;
          nr = find_next_bit(added, vdev->nr_vectors, nr + 1)) {
-        if (vfio_msi_vector_to_irqchip(vdev, nr)) {
-            vdev->msi_vectors[nr].refused = 0;
-        } else {
-            vfio_msi_route_release(vdev, nr);
-            vfio_msi_vector_refused(&vdev->msi_vectors[nr]);
-        }
+        vfio_pci_msi_vector_to_irqchip(vdev, nr);
     }
 }
 
