@@ -122,10 +122,10 @@ static void vfio_msi_vector_refused(VFIOMSIVector *vector)
 }
 
 /*
- * The host signals one of a vector's two eventfds, and goes on to do so. To have
- * it signal the other one frees and requests the interrupt there: what comes
- * meanwhile is lost, and what had come and was not handled yet is as well. So
- * the listener changes, and an eventfd counts for whoever comes next.
+ * The host signals one of a vector's two eventfds, and goes on to do so. To
+ * have it signal the other one frees and requests the interrupt there: what
+ * comes meanwhile may be lost, and so may be what was not handled yet. So the
+ * listener changes, and an eventfd counts for whoever comes next.
  */
 
 void vfio_pci_msi_vector_to_qemu(VFIOPCIDevice *vdev, int nr)
