@@ -358,7 +358,6 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
     SMMUv3AccelDevice *accel_dev = container_of(sdev, SMMUv3AccelDevice, sdev);
     bool route = iommu_idx == MSI_ROUTE;
     SMMUEventInfo event = {
-        .sid = smmuv3_accel_find_sid(accel_dev),
         .inval_ste_allowed = route,
         .silent = route,
     };
@@ -377,6 +376,7 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
         return entry;
     }
 
+    event.sid = smmuv3_accel_find_sid(accel_dev);
     if (event.sid == SMMU_SID_NONE && smmu_enabled(sdev->smmu)) {
         /* Its number on the bus is that of another device. */
         status = SMMU_TRANS_ABORT;

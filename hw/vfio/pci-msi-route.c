@@ -151,41 +151,34 @@ void vfio_pci_msi_vector_to_qemu(VFIOPCIDevice *vdev, int nr)
     vfio_notifier_cleanup(vdev, &idle, "kvm_interrupt", nr);
 }
 
-static bool vfio_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
+void vfio_pci_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
 {
     VFIOMSIVector *vector = &vdev->msi_vectors[nr];
     EventNotifier idle;
 
+    if (vector->virq < 0 || vector->irqfd) {
+        return;
+    }
     if (!vfio_notifier_init(vdev, &idle, "kvm_interrupt", nr, NULL)) {
-        return false;
+        goto refused;
     }
     vfio_pci_msi_set_handler(vdev, nr, false);
     if (accel_irqchip_add_irqfd_notifier_gsi(&vector->interrupt, NULL,
                                              vector->virq) < 0) {
         vfio_pci_msi_set_handler(vdev, nr, true);
         vfio_notifier_cleanup(vdev, &idle, "kvm_interrupt", nr);
-        return false;
+        goto refused;
     }
     vector->irqfd = true;
+    vector->refused = 0;
     vector->kvm_interrupt = vector->interrupt;
     vector->interrupt = idle;
     vfio_pci_msi_set_handler(vdev, nr, true);
-    return true;
-}
+    return;
 
-void vfio_pci_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
-{
-    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
-
-    if (vector->virq < 0 || vector->irqfd) {
-        return;
-    }
-    if (vfio_msi_vector_to_irqchip(vdev, nr)) {
-        vector->refused = 0;
-    } else {
-        vfio_msi_route_release(vdev, nr);
-        vfio_msi_vector_refused(vector);
-    }
+refused:
+    vfio_msi_route_release(vdev, nr);
+    vfio_msi_vector_refused(vector);
 }
 
 /* Does QEMU or the irqchip send this vector's message as soon as it fires? */
@@ -265,7 +258,7 @@ void vfio_pci_msi_route_check_all(VFIOPCIDevice *vdev)
 void vfio_pci_msi_route_delivered(VFIOPCIDevice *vdev, int nr)
 {
     VFIOMSIVector *vector = &vdev->msi_vectors[nr];
-    hwaddr address;
+    MSIMessage msg, routed;
 
     /* The message may have been written to anything, the device's own too. */
     if (nr >= vdev->nr_vectors || !vfio_msi_vector_live(vdev, nr) ||
@@ -276,8 +269,14 @@ void vfio_pci_msi_route_delivered(VFIOPCIDevice *vdev, int nr)
         vector->skip--;
         return;
     }
-    address = vfio_msi_message(vdev, nr).address;
-    vfio_msi_route_check(vdev, address, address);
+
+    /* One that goes elsewhere comes this way each time: ask for it alone. */
+    msg = vfio_msi_message(vdev, nr);
+    if (vfio_msi_route_possible(vdev) &&
+        accel_irqchip_resolve_msi(PCI_DEVICE(vdev), msg, NULL, &routed) ==
+        ACCEL_MSI_IRQCHIP) {
+        vfio_msi_route_check(vdev, msg.address, msg.address);
+    }
 }
 
 static void vfio_msi_route_message(PCIDevice *pdev, unsigned nr)

@@ -1142,15 +1142,7 @@ static void test_two_vsmmus(void)
         QSMMUDomain *domain[2];
         HDDevice *dev[2];
 
-        g_string_append(m->args,
-                        "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,bus_nr=8 "
-                        "-device arm-smmuv3,primary-bus=pxb,accel=on,ril=on,"
-                        "ats=off,ssidsize=0,oas=44 "
-                        "-device pcie-root-port,id=rp,bus=pxb,addr=1.0,"
-                        "chassis=1 ");
-        dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
-        dev[1] = add_vfio(m, host_smmu, "bus=rp");
-        machine_start(m);
+        start_two_smmus(m, dev, host_smmu);
         set_buses(m, SID(8, PCI_DEVFN(1, 0)), 9, 9);
         for (int i = 0; i < 2; i++) {
             qsmmu_guest_enable(&g[i]);

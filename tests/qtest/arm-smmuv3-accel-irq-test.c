@@ -10,7 +10,6 @@
 #include "qemu/osdep.h"
 #include "smmuv3-accel-machine.h"
 
-#define DOORBELL_GPA    (V2M_BASE + V2M_SETSPI_NS)
 #define NUM_SPIS        64
 #define INTX_SPI        (32 + 3 + 2)    /* of slot 2 */
 #define PORT_SID        PCI_BUILD_BDF(1, 0)

@@ -1573,7 +1573,7 @@ static void world_start(World *w)
     machine_start(w->m);
     close(fd);
 
-    model->doorbell = w->kind->its ? ITS_TRANSLATER : V2M_BASE + V2M_SETSPI_NS;
+    model->doorbell = w->kind->its ? ITS_TRANSLATER : DOORBELL_GPA;
     model->first = w->kind->its ? 0 : V2M_FIRST_SPI;
     model->last = w->kind->its ? UINT32_MAX : V2M_FIRST_SPI + NUM_SPIS - 1;
     model->page[0] = 0xfffff000;    /* where Linux has it */

@@ -13,7 +13,6 @@
 
 #define PAGE            0x1000ull
 #define BASE            0x4000000000ull /* a gIOVA, of blocks of any size */
-#define DOORBELL_GPA    (V2M_BASE + V2M_SETSPI_NS)
 #define CFGI_ALL        31              /* as range */
 #define SYNC_SIG_IRQ    (1ull << 12)
 
@@ -326,6 +325,13 @@ static void test_registers(void)
     qsmmu_command(&r.t.m->smmu[0], SMMU_CMD_TLBI_NH_ALL, 0);
     assert_walks(r.t.m, 0);
     write_cr0(&r, R_CR0_SMMUEN_MASK);
+    assert_walks(r.t.m, 1);
+    g_assert_false(is_routed(&r.t, 0));
+    routed_stop(&r);
+
+    /* The stream table ends before the device's STE. */
+    r = routed_start();
+    qtest_writel(r.t.m->qts, r.t.m->smmu[0].base + A_STRTAB_BASE_CFG, 2);
     assert_walks(r.t.m, 1);
     g_assert_false(is_routed(&r.t, 0));
     routed_stop(&r);

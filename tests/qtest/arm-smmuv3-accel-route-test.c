@@ -17,7 +17,7 @@ static void test_route(void)
     map_v2m(&t);
     set_vector(t.pci, 0, V2M_DOORBELL, SPI);
     g_assert_cmpuint(count_routes(t.m), ==, 1);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
 
     g_assert_false(take_spi(t.m, SPI));
     fire(t.m, t.dev, 0);
@@ -47,7 +47,7 @@ static void test_route_unmapped(void)
 
     mask_vector(t.pci, 0, true);
     mask_vector(t.pci, 0, false);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
     g_assert_cmpuint(qsmmu_events(&t.m->smmu[0]), ==, 1);
     one_device_stop(&t);
 }
@@ -70,7 +70,7 @@ static void test_route_masked(void)
 
     mask_vector(t.pci, 0, false);
     g_assert_true(take_spi(t.m, SPI));
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
     g_assert_cmpuint(injected(&t), ==, 0);
     fire(t.m, t.dev, 0);
     g_assert_true(take_spi(t.m, SPI));
@@ -97,7 +97,7 @@ static void test_route_function_masked(void)
 
     qpci_config_writew(t.pci, cap + PCI_MSIX_FLAGS, flags);
     g_assert_true(take_spi(t.m, SPI));
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
     one_device_stop(&t);
 }
 
@@ -112,7 +112,7 @@ static void test_route_updated_on_unmask(void)
     qsmmu_map(t.domain, 0xffffe000, V2M_BASE);
     write_message(t.pci, 0, 0xffffe000 + V2M_SETSPI_NS, SPI + 1);
     mask_vector(t.pci, 0, false);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI + 1);
     fire(t.m, t.dev, 0);
     g_assert_false(take_spi(t.m, SPI));
     g_assert_true(take_spi(t.m, SPI + 1));
@@ -165,7 +165,7 @@ static void test_route_failures(void)
         g_assert_true(take_spi(t.m, SPI + i));
         g_assert_cmpuint(injected(&t), ==, sent);
 
-        assert_routed(&t, i, V2M_BASE + V2M_SETSPI_NS, SPI + i);
+        assert_routed(&t, i, DOORBELL_GPA, SPI + i);
         fire(t.m, t.dev, i);
         g_assert_true(take_spi(t.m, SPI + i));
         g_assert_cmpuint(injected(&t), ==, ++sent);
@@ -174,7 +174,7 @@ static void test_route_failures(void)
     /* A route that cannot be updated is made anew, or removed. */
     qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
     write_message(t.pci, 0, V2M_DOORBELL, SPI + 2);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 2);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI + 2);
     qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
     qtest_irqchip_fail(t.m->qts, "add", 1, ENOSPC);
     write_message(t.pci, 0, V2M_DOORBELL, SPI + 3);
@@ -207,7 +207,7 @@ static void test_route_refused(void)
     /* A new message is reason enough to ask. */
     qtest_irqchip_fail(t.m->qts, "add", 0, 0);
     write_message(t.pci, 0, V2M_DOORBELL, SPI + 1);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI + 1);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI + 1);
 
     /* It is forgiven. */
     qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
@@ -215,7 +215,7 @@ static void test_route_refused(void)
     write_message(t.pci, 0, V2M_DOORBELL, SPI);
     assert_not_routed(&t, 0);
     fire(t.m, t.dev, 0);
-    assert_routed(&t, 0, V2M_BASE + V2M_SETSPI_NS, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
     one_device_stop(&t);
 }
 
@@ -239,7 +239,7 @@ static void test_route_batch(void)
     g_assert_cmpuint(qtest_irqchip_calls(t.m->qts, "commit"), ==, commits + 1);
     g_assert_cmpuint(count_routes(t.m), ==, n);
     for (unsigned i = 0; i < n; i++) {
-        assert_routed(&t, i, V2M_BASE + V2M_SETSPI_NS, SPI + i);
+        assert_routed(&t, i, DOORBELL_GPA, SPI + i);
         fire(t.m, t.dev, i);
         g_assert_true(take_spi(t.m, SPI + i));
     }
@@ -285,7 +285,7 @@ static void test_route_msi(void)
     enable_msi(t.pci, V2M_DOORBELL, first, 2);
     g_assert_cmpuint(count_routes(t.m), ==, 4);
     for (unsigned i = 0; i < 4; i++) {
-        assert_routed_index(&t, msi, i, V2M_BASE + V2M_SETSPI_NS, first + i);
+        assert_routed_index(&t, msi, i, DOORBELL_GPA, first + i);
         fire_irq(t.m, t.dev, msi, i);
         g_assert_true(take_spi(t.m, first + i));
     }

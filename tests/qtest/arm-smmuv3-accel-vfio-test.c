@@ -54,18 +54,6 @@ static void test_one_ioas(void)
 }
 
 /* Two SMMUs of the guest and of the host: one IOAS, a nesting parent each */
-static void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu)
-{
-    g_string_append(m->args,
-                    "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,bus_nr=8 "
-                    "-device arm-smmuv3,primary-bus=pxb,accel=on,ril=on,"
-                    "ats=off,ssidsize=0,oas=44 "
-                    "-device pcie-root-port,id=rp,bus=pxb,chassis=1 ");
-    dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
-    dev[1] = add_vfio(m, second_host_smmu, "bus=rp");
-    machine_start(m);
-}
-
 static void test_one_ioas_two_vsmmus(void)
 {
     for (int host_smmu = 0; host_smmu < 2; host_smmu++) {
@@ -293,7 +281,7 @@ static void test_any_doorbell(void)
     static const uint64_t doorbells[] = {
         0x40,                       /* the first page */
         HD_RESERVED_BASE + 0x40,    /* what the host has for its own MSIs */
-        V2M_BASE + V2M_SETSPI_NS,
+        DOORBELL_GPA,
         0x09000000,                 /* a device's registers */
         0xfffff040,
         0x100000040,

@@ -143,6 +143,18 @@ void machine_start(Machine *m)
     qtest_writel(m->qts, DOORBELL, MARKER);
 }
 
+void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu)
+{
+    g_string_append(m->args,
+                    "-device pxb-pcie,id=pxb,bus=pcie.0,addr=4.0,bus_nr=8 "
+                    "-device arm-smmuv3,primary-bus=pxb,accel=on,ril=on,"
+                    "ats=off,ssidsize=0,oas=44 "
+                    "-device pcie-root-port,id=rp,bus=pxb,addr=1.0,chassis=1 ");
+    dev[0] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
+    dev[1] = add_vfio(m, second_host_smmu, "bus=rp");
+    machine_start(m);
+}
+
 void machine_stop(Machine *m)
 {
     qtest_quit(m->qts);

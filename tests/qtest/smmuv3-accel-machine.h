@@ -47,6 +47,7 @@
 #define V2M_FIRST_SPI   80
 
 #define V2M_DOORBELL    (0xfffff000 + V2M_SETSPI_NS)  /* as Linux has it */
+#define DOORBELL_GPA    (V2M_BASE + V2M_SETSPI_NS)
 #define MAX_ROUTES      4096    /* of the irqchip */
 #define SPI             (V2M_FIRST_SPI + 5)
 
@@ -116,6 +117,13 @@ unsigned traced(Machine *m, const char *what);
 void trace_mark(Machine *m);
 
 void machine_start(Machine *m);
+
+/*
+ * With two SMMUs: @dev[0] is at 02.0 behind the first one, @dev[1], which the
+ * host has behind @second_host_smmu, behind the other. That is below a root
+ * port, 01.0 on bus 8.
+ */
+void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu);
 
 void machine_stop(Machine *m);
 
