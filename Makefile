@@ -49,6 +49,12 @@ behaviour: deps ## Run each qtest of ours on QEMU without the series: a table fo
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/behaviour
 
+.PHONY: bench
+bench: deps ## Measure what it costs, ours beside unpatched QEMU (QUICK=1 for less)
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/behaviour --build
+	$(Q)QUICK=$(QUICK) $(TOOL) bench/run
+
 .PHONY: demo
 demo: build $(if $(UPSTREAM),upstream) ## Show it: an NVMe behind an accelerated SMMUv3 (UPSTREAM=1 compares)
 	$(Q)UPSTREAM=$(UPSTREAM) $(TOOL) lab/demo
