@@ -1432,18 +1432,29 @@ static int find_iommufd(int fd)
     return HD_NONE;
 }
 
+static bool is_device(int i, const struct stat *st)
+{
+    return hd->devices[i].st_ino == st->st_ino &&
+           hd->devices[i].st_dev == st->st_dev;
+}
+
 static HDDevice *find_device(int fd)
 {
+    /* What was found last: no search for each call when there are many. */
+    static int last[4 * HD_MAX_DEVICES];
+    int *guess = &last[fd % ARRAY_SIZE(last)];
     struct stat st;
 
     if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) {
         return NULL;
     }
-    for (int i = 0; i < HD_MAX_DEVICES; i++) {
-        HDDevice *dev = &hd->devices[i];
-
-        if (dev->st_ino == st.st_ino && dev->st_dev == st.st_dev) {
-            return dev;
+    if (is_device(*guess, &st)) {
+        return &hd->devices[*guess];
+    }
+    for (int i = 0; i < HD_MAX_DEVICES && hd->devices[i].st_ino; i++) {
+        if (is_device(i, &st)) {
+            *guess = i;
+            return &hd->devices[i];
         }
     }
     return NULL;
@@ -1856,8 +1867,8 @@ int preloaded_ioctl(int fd, unsigned long request, ...)
     }
     pthread_once(&once, start);
     if (hd) {
-        dev = find_device(fd);
-        iommufd = dev ? HD_NONE : find_iommufd(fd);
+        iommufd = find_iommufd(fd);
+        dev = iommufd == HD_NONE ? find_device(fd) : NULL;
     }
     if (!dev && iommufd == HD_NONE) {
         return real_ioctl(fd, request, arg);

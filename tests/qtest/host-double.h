@@ -61,7 +61,7 @@
 
 #define HD_MAX_IOMMUFDS         4
 #define HD_MAX_SMMUS            4
-#define HD_MAX_DEVICES          256
+#define HD_MAX_DEVICES          1024
 #define HD_MAX_OBJECTS          4096
 #define HD_MAX_MAPS             4096
 #define HD_MAX_CALLS            65536

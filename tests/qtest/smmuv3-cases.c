@@ -397,7 +397,7 @@ void smmuv3_test_stream_tables(SMMUv3Target *t)
         g_test_message("split: %u", split);
         qsmmu_guest_disable(g);
         if (split) {
-            qsmmu_two_level_strtab(g, split);
+            qsmmu_two_level_strtab(g, split, 12);
         }
         g_free(restart(t, giova));
         check_access(t, giova, ARRIVES, 0);

@@ -8,7 +8,7 @@
 #include "smmuv3-guest.h"
 
 #define QUEUE_LOG2SIZE  8
-#define STRTAB_LOG2SIZE 12  /* 16 buses */
+#define SID_BITS        12  /* 16 buses */
 #define CR1_CACHEABLE   0xd75
 
 void qsmmu_guest_init(QSMMUGuest *g, QTestState *qts, uint64_t base,
@@ -19,8 +19,9 @@ void qsmmu_guest_init(QSMMUGuest *g, QTestState *qts, uint64_t base,
         .base = base,
         .next = mem,
         .end = mem + size,
+        .sid_bits = SID_BITS,
     };
-    g->strtab = qsmmu_guest_alloc(g, sizeof(STE) << STRTAB_LOG2SIZE);
+    g->strtab = qsmmu_guest_alloc(g, sizeof(STE) << g->sid_bits);
     g->cmdq = qsmmu_guest_alloc(g, 16 << QUEUE_LOG2SIZE);
     g->eventq = qsmmu_guest_alloc(g, 32 << QUEUE_LOG2SIZE);
 }
@@ -45,7 +46,7 @@ void qsmmu_guest_enable(QSMMUGuest *g)
     qtest_writeq(g->qts, g->base + A_EVENTQ_BASE, g->eventq | QUEUE_LOG2SIZE);
     qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_PROD, 0);
     qtest_writel(g->qts, g->base + 0x10000 + A_EVENTQ_CONS, 0);
-    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, STRTAB_LOG2SIZE |
+    qtest_writel(g->qts, g->base + A_STRTAB_BASE_CFG, g->sid_bits |
                  g->split << R_STRTAB_BASE_CFG_SPLIT_SHIFT |
                  !!g->split << R_STRTAB_BASE_CFG_FMT_SHIFT);
     qtest_writeq(g->qts, g->base + A_STRTAB_BASE, g->strtab);
@@ -109,11 +110,12 @@ void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va)
                   va & ~0xfffull);
 }
 
-void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split)
+void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split, unsigned sid_bits)
 {
     g->split = split;
+    g->sid_bits = sid_bits;
     g->strtab = qsmmu_guest_alloc(g, MAX(64, sizeof(STEDesc) <<
-                                             (STRTAB_LOG2SIZE - split)));
+                                             (sid_bits - split)));
 }
 
 uint64_t qsmmu_l1std(QSMMUGuest *g, uint32_t sid)
@@ -126,7 +128,7 @@ uint64_t qsmmu_ste(QSMMUGuest *g, uint32_t sid)
 {
     uint64_t l1std, desc;
 
-    g_assert_cmphex(sid, <, 1 << STRTAB_LOG2SIZE);
+    g_assert_cmphex(sid, <, 1 << g->sid_bits);
     if (!g->split) {
         return g->strtab + sid * sizeof(STE);
     }

@@ -58,6 +58,7 @@ typedef struct QSMMUGuest {
     uint64_t strtab, cmdq, eventq;
     uint32_t cmdq_prod;
     unsigned split;         /* of the stream table; 0 if it is linear */
+    unsigned sid_bits;
 } QSMMUGuest;
 
 /* A CD with its page tables */
@@ -126,8 +127,9 @@ void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va);
  * qsmmu_guest_enable() on; all streams are invalid
  *
  * @split: 6, 8 or 10
+ * @sid_bits: of the stream IDs that it has
  */
-void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split);
+void qsmmu_two_level_strtab(QSMMUGuest *g, unsigned split, unsigned sid_bits);
 
 /**
  * qsmmu_l1std - where the first level descriptor of stream @sid is
