@@ -384,9 +384,12 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
         status = smmuv3_walk(sdev, addr, flag, &result, &event);
     }
     dropped = status == SMMU_TRANS_ABORT || status == SMMU_TRANS_ERROR;
-    trace_smmuv3_accel_msi_translate(event.sid, route ? "route" : "deliver",
-                                     addr, dropped ? 0 : result.addr,
-                                     smmuv3_accel_msi_outcome(status, &event));
+    if (trace_event_get_state_backends(TRACE_SMMUV3_ACCEL_MSI_TRANSLATE)) {
+        trace_smmuv3_accel_msi_translate(
+            event.sid, route ? "route" : "deliver", addr,
+            dropped ? 0 : result.addr,
+            smmuv3_accel_msi_outcome(status, &event));
+    }
     if (dropped) {
         entry.perm = IOMMU_NONE;
     } else {

@@ -263,7 +263,6 @@ static void test_full(void)
     for (int i = 0; i < 3; i++) {
         g_free(pci[i]);
     }
-    t.pci = NULL;
     one_device_stop(&t);
 }
 
