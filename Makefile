@@ -50,7 +50,7 @@ behaviour: deps ## Run each qtest of ours on QEMU without the series: a table fo
 	$(Q)$(TOOL) tools/behaviour
 
 .PHONY: bench
-bench: deps ## Measure what it costs, ours beside unpatched QEMU (QUICK=1 for less)
+bench: $(if $(QUICK),deps,build upstream) ## Measure what it costs, ours beside unpatched QEMU (QUICK=1 for less)
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/behaviour --build
 	$(Q)QUICK=$(QUICK) $(TOOL) bench/run

@@ -36,6 +36,7 @@ static const Kind kinds[] = {
 typedef struct Bench {
     const Kind *kind;
     Machine *m;
+    unsigned bus_devices;   /* on each root complex but the last */
     QSMMUGuest smmu[MAX_BUSES];
     QSMMUDomain *domain[MAX_BUSES];
 } Bench;
@@ -166,9 +167,9 @@ static void enable_msix(QPCIDevice *pci)
  * Where device @i is: the first are on pcie.0, the others in the slots of root
  * ports, eight functions a slot, of further root complexes.
  */
-static int device_bus(unsigned i)
+static int device_bus(Bench *b, unsigned i)
 {
-    return i / BUS_DEVICES;
+    return i / b->bus_devices;
 }
 
 static int root_bus_nr(int bus)
@@ -181,10 +182,10 @@ static int port_bdf(int bus, unsigned port)
     return root_bus_nr(bus) << 8 | PCI_DEVFN(port + 1, 0);
 }
 
-static int device_bdf(unsigned i)
+static int device_bdf(Bench *b, unsigned i)
 {
-    int bus = device_bus(i);
-    unsigned n = i % BUS_DEVICES;
+    int bus = device_bus(b, i);
+    unsigned n = i % b->bus_devices;
 
     if (bus == 0) {
         return FIRST_SLOT * SLOT_DEVICES + n;
@@ -214,15 +215,15 @@ static void add_root_complex(Bench *b, int bus)
 
 static void add_devices(Bench *b, unsigned n)
 {
-    for (int bus = 1; bus <= device_bus(n - 1); bus++) {
+    for (int bus = 1; bus <= device_bus(b, n - 1); bus++) {
         add_root_complex(b, bus);
     }
     g_string_append(b->m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
                     "addr=1.0,chassis=1 ");
     for (unsigned i = 0; i < n; i++) {
-        int bus = device_bus(i), devfn = device_bdf(i) & 0xff;
+        int bus = device_bus(b, i), devfn = device_bdf(b, i) & 0xff;
         g_autofree char *on = bus ? g_strdup_printf("rp%d.%u", bus,
-                                                    i % BUS_DEVICES /
+                                                    i % b->bus_devices /
                                                     SLOT_DEVICES)
                                   : g_strdup("pcie.0");
         g_autofree char *where =
@@ -324,8 +325,8 @@ static void report_host(Bench *b)
     report("mapped_bytes", bytes);
 }
 
-/* @n devices, each with a live doorbell */
-static void bench_devices(const Kind *kind, unsigned n)
+/* @n devices on @buses root complexes, each with a live doorbell */
+static void bench_devices(const Kind *kind, unsigned n, unsigned buses)
 {
     g_autofree QPCIDevice **pci = g_new(QPCIDevice *, n);
     uint64_t doorbell = V2M_DOORBELL;
@@ -335,8 +336,10 @@ static void bench_devices(const Kind *kind, unsigned n)
     Stamp start;
     Bench b;
 
-    g_assert_cmpuint(n, <=, MAX_BUSES * BUS_DEVICES);
+    g_assert_cmpuint(buses, <=, MAX_BUSES);
+    g_assert_cmpuint(n, <=, buses * BUS_DEVICES);
     bench_init(&b, kind, "gic-version=2");
+    b.bus_devices = DIV_ROUND_UP(n, buses);
     g_string_append(b.m->args, "-accel qtest,irqchip=on ");
     add_devices(&b, n);
     hot = host_double_add_device(b.m->hd, 0);
@@ -352,20 +355,23 @@ static void bench_devices(const Kind *kind, unsigned n)
     qpci_config_writew(port, PCI_MEMORY_BASE, 0x3e00);
     start = stamp(&b);
     for (unsigned i = 0; i < n; i++) {
-        if (device_bus(i) && i % SLOT_DEVICES == 0) {
-            enumerate_port(&b, device_bus(i), i % BUS_DEVICES / SLOT_DEVICES);
+        int bus = device_bus(&b, i);
+        unsigned nr = i % b.bus_devices;
+
+        if (bus && nr % SLOT_DEVICES == 0) {
+            enumerate_port(&b, bus, nr / SLOT_DEVICES);
         }
-        pci[i] = enumerate(&b, device_bdf(i));
+        pci[i] = enumerate(&b, device_bdf(&b, i));
     }
     report("enumerate_cpu", cpu_since(&b, start));
 
     if (accelerated(&b)) {
-        for (int bus = 0; bus <= device_bus(n - 1); bus++) {
+        for (int bus = 0; bus <= device_bus(&b, n - 1); bus++) {
             enable_smmu(&b, bus, doorbell, V2M_BASE);
         }
         for (unsigned i = 0; i < n; i++) {
-            attach_stream(&b, device_bus(i), device_bdf(i),
-                          1 + i % BUS_DEVICES);
+            attach_stream(&b, device_bus(&b, i), device_bdf(&b, i),
+                          1 + i % b.bus_devices);
         }
     } else {
         doorbell = V2M_BASE + V2M_SETSPI_NS;
@@ -384,7 +390,7 @@ static void bench_devices(const Kind *kind, unsigned n)
     report("changed_peak", memory(&b, "VmHWM"));
 
     if (accelerated(&b)) {
-        unsigned asids = MIN(n, BUS_DEVICES);
+        unsigned asids = MIN(n, b.bus_devices);
 
         report("tlbi_cpu", tlbi_storm(&b, 0x80000000, CMDQ_ENTRIES, asids));
         report("tlbi_doorbell_cpu",
@@ -565,7 +571,8 @@ static unsigned number(int argc, char **argv, int i)
     if (!n) {
         fprintf(stderr, "usage: arm-smmuv3-accel-bench KIND ROW NUMBER...\n"
                 "KIND is accel, emulated or none; ROW is\n"
-                "devices N | vectors N PAGES | message TIMES | nvme TIMES\n");
+                "devices N BUSES | vectors N PAGES | message TIMES |\n"
+                "nvme TIMES\n");
         exit(2);
     }
     return n;
@@ -588,7 +595,7 @@ int main(int argc, char **argv)
     if (!kind) {
         number(0, NULL, 0);
     } else if (!strcmp(row, "devices")) {
-        bench_devices(kind, n);
+        bench_devices(kind, n, number(argc, argv, 4));
     } else if (!strcmp(row, "vectors")) {
         bench_vectors(kind, n, number(argc, argv, 4));
     } else if (!strcmp(row, "message")) {

@@ -13,6 +13,7 @@ same QEMU, with the NVMe behind an accelerated SMMUv3.
                                l1-init and l2-init, and kexec/, this command
                                with its libraries
   QEMU_TEST_SMMUV3_ARM64_QEMU  the static arm64 QEMU that L1 runs
+  QEMU_TEST_SMMUV3_BLOCK       how many KiB L2 reads in one command, if not 128
   QEMU_TEST_SMMUV3_EXPECT      "upstream": the two QEMUs do not translate
                                the MSIs that they send, so expect what that
                                does to the guest
@@ -255,11 +256,13 @@ class SmmuV3Accel(QemuSystemTest):
     def l2_script(self):
         """The shell script by which L1 starts L2."""
         timeout = {'all': 1, 'masked': 5}.get(self.lost, 10)
+        block = (1024 if self.lost == 'all'
+                 else os.environ.get('QEMU_TEST_SMMUV3_BLOCK', 128))
         params = ('console=ttyAMA0 loglevel=5 panic=-1 '
                   f'nvme_core.io_timeout={timeout} '
                   f'nvme_core.admin_timeout={timeout} '
                   f'job={self.row.job} read_mib={self.read_mib()} '
-                  f'block={1024 if self.lost == "all" else 128} '
+                  f'block={block} '
                   f'device={DEVICE} {self.row.params}')
         irqfd = [] if self.row.irqfd else [
             '-global', 'vfio-pci.x-no-kvm-msix=on',
