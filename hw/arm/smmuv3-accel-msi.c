@@ -36,6 +36,9 @@ enum {
     MSI_NUM_INDEXES,
 };
 
+/* So many pages of a device are looked up one by one. */
+#define MAX_CHANGED_PAGES 16
+
 static bool same_page(hwaddr a, hwaddr b)
 {
     return (a & ~DOORBELL_PAGE_MASK) == (b & ~DOORBELL_PAGE_MASK);
@@ -50,9 +53,10 @@ static bool same_page(hwaddr a, hwaddr b)
  * is legal while the vector is masked: the mask bits of MSI belong to the
  * device, and nobody hears of it when they change.
  */
-static bool smmuv3_accel_msi_is_doorbell(SMMUDevice *sdev, hwaddr addr,
-                                         int iommu_idx)
+static bool smmuv3_accel_msi_is_doorbell(SMMUv3AccelDevice *accel_dev,
+                                         hwaddr addr, int iommu_idx)
 {
+    SMMUDevice *sdev = &accel_dev->sdev;
     PCIDevice *pdev = sdev->bus->devices[sdev->devfn];
     bool any = iommu_idx == MSI_ROUTE;
 
@@ -61,9 +65,14 @@ static bool smmuv3_accel_msi_is_doorbell(SMMUDevice *sdev, hwaddr addr,
     }
 
     if (msix_enabled(pdev)) {
-        for (unsigned v = 0; v < pdev->msix_entries_nr; v++) {
+        unsigned v = accel_dev->msi_vector, n = pdev->msix_entries_nr;
+
+        /* Vectors are often asked for in turn. */
+        for (unsigned i = 0; i < n; i++, v++) {
+            v = v < n ? v : 0;
             if (same_page(addr, msix_get_message(pdev, v).address) &&
                 (any || !msix_is_masked(pdev, v))) {
+                accel_dev->msi_vector = v;
                 return true;
             }
         }
@@ -182,8 +191,14 @@ static void smmuv3_accel_msi_remember(SMMUv3AccelDevice *accel_dev, hwaddr addr,
 static void smmuv3_accel_msi_page_changed(SMMUv3AccelMSIState *msi,
                                           SMMUv3AccelMSIPage *page)
 {
+    SMMUv3AccelDevice *accel_dev = page->accel_dev;
+
     smmuv3_accel_msi_forget(page);
     QSIMPLEQ_INSERT_TAIL(&msi->changed, page, next);
+    if (++accel_dev->msi_pages_changed > MAX_CHANGED_PAGES) {
+        /* Who is told of a page looks through all vectors for it. */
+        smmuv3_accel_msi_stream_changed(accel_dev);
+    }
 }
 
 /* @asid is negative for all of them. A global page is in each ASID. */
@@ -301,6 +316,7 @@ void smmuv3_accel_msi_notify(SMMUv3State *s)
     /* What is looked up meanwhile is remembered for the next time. */
     while ((page = QSIMPLEQ_FIRST(&msi->changed))) {
         QSIMPLEQ_REMOVE_HEAD(&msi->changed, next);
+        page->accel_dev->msi_pages_changed = 0;
         if (!page->accel_dev->msi_changed) {
             smmuv3_accel_msi_tell(page->accel_dev, page->page,
                                   DOORBELL_PAGE_MASK);
@@ -372,7 +388,7 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
     SMMUv3WalkResult result;
     bool dropped;
 
-    if (!smmuv3_accel_msi_is_doorbell(sdev, addr, iommu_idx)) {
+    if (!smmuv3_accel_msi_is_doorbell(accel_dev, addr, iommu_idx)) {
         return entry;
     }
 

@@ -469,6 +469,87 @@ static void bench_vectors(const Kind *kind, unsigned n, unsigned pages)
     bench_stop(&b);
 }
 
+/* Enable all vectors of @pci, each with a doorbell page of its own. */
+static void enable_all(Bench *b, QPCIDevice *pci, unsigned n, uint64_t first)
+{
+    g_autofree uint32_t *table = g_new0(uint32_t, n * 4);
+    Stamp start;
+
+    for (unsigned v = 0; v < n; v++) {
+        uint64_t doorbell = accelerated(b) ? first + v * 4096ull :
+                            V2M_BASE + V2M_SETSPI_NS;
+
+        table[v * 4] = cpu_to_le32(doorbell);
+        table[v * 4 + 1] = cpu_to_le32(doorbell >> 32);
+        table[v * 4 + 2] = cpu_to_le32(SPI);
+    }
+    qtest_memwrite(b->m->qts, pci->msix_table_bar.addr + pci->msix_table_off,
+                   table, n * PCI_MSIX_ENTRY_SIZE);
+    start = stamp(b);
+    enable_msix(pci);
+    report("all_enable_cpu", cpu_since(b, start));
+}
+
+/*
+ * The longest that a guest can hold up QEMU: @n devices have all their vectors,
+ * each on a page of its own, more than the irqchip has routes.
+ */
+static void bench_limits(const Kind *kind, unsigned n)
+{
+    const unsigned vectors = HD_MAX_MSIX;
+    const uint64_t first = 0x100000000040ull;
+    g_autofree QPCIDevice **pci = g_new(QPCIDevice *, n);
+    double before;
+    Stamp start;
+    Bench b;
+
+    bench_init(&b, kind, "gic-version=2");
+    g_string_append(b.m->args, "-accel qtest,irqchip=on ");
+    b.bus_devices = BUS_DEVICES;
+    for (unsigned i = 0; i < n; i++) {
+        g_autofree char *where = g_strdup_printf("bus=pcie.0,addr=%x.0", i + 2);
+
+        add_vfio(b.m, 0, where)->num_msix = vectors;
+    }
+    bench_start(&b);
+    for (unsigned i = 0; i < n; i++) {
+        pci[i] = enumerate(&b, PCI_DEVFN(i + 2, 0));
+    }
+    if (accelerated(&b)) {
+        enable_smmu(&b, 0, first, V2M_BASE);
+        for (unsigned v = 0; v < n * vectors; v++) {
+            qsmmu_map(b.domain[0], (first & ~0xfffull) + v * 4096ull, V2M_BASE);
+        }
+        for (unsigned i = 0; i < n; i++) {
+            attach_stream(&b, 0, PCI_DEVFN(i + 2, 0), 1);
+        }
+    }
+
+    before = memory(&b, "VmRSS");
+    for (unsigned i = 0; i < n; i++) {
+        enable_all(&b, pci[i], vectors, first + i * vectors * 4096ull);
+    }
+    report("vector_memory", (memory(&b, "VmRSS") - before) / (n * vectors));
+    report("routes", count_routes(b.m));
+
+    if (accelerated(&b)) {
+        before = memory(&b, "VmRSS");
+        for (unsigned i = 0; i < 20; i++) {
+            start = stamp(&b);
+            qsmmu_command(&b.smmu[0], SMMU_CMD_TLBI_NSNH_ALL, 0);
+            report("all_tlbi_cpu", cpu_since(&b, start));
+        }
+        report("grown", memory(&b, "VmRSS") - before);
+        start = stamp(&b);
+        qsmmu_cfgi_ste(&b.smmu[0], PCI_DEVFN(2, 0));
+        report("cfgi_cpu", cpu_since(&b, start));
+    }
+    for (unsigned i = 0; i < n; i++) {
+        g_free(pci[i]);
+    }
+    bench_stop(&b);
+}
+
 /* A hot-plug event that is pending: each change of HPIE sends a message. */
 static void toggle_hpie(QPCIDevice *port, unsigned times)
 {
@@ -571,8 +652,8 @@ static unsigned number(int argc, char **argv, int i)
     if (!n) {
         fprintf(stderr, "usage: arm-smmuv3-accel-bench KIND ROW NUMBER...\n"
                 "KIND is accel, emulated or none; ROW is\n"
-                "devices N BUSES | vectors N PAGES | message TIMES |\n"
-                "nvme TIMES\n");
+                "devices N BUSES | vectors N PAGES | limits N |\n"
+                "message TIMES | nvme TIMES\n");
         exit(2);
     }
     return n;
@@ -598,6 +679,8 @@ int main(int argc, char **argv)
         bench_devices(kind, n, number(argc, argv, 4));
     } else if (!strcmp(row, "vectors")) {
         bench_vectors(kind, n, number(argc, argv, 4));
+    } else if (!strcmp(row, "limits")) {
+        bench_limits(kind, n);
     } else if (!strcmp(row, "message")) {
         bench_message(kind, n);
     } else if (!strcmp(row, "nvme")) {

@@ -685,6 +685,46 @@ static void test_many_pages(void)
     routed_stop(&r);
 }
 
+/* Each vector has a page of its own, and many change at once. */
+static void test_page_each(void)
+{
+    const unsigned n = 64;
+    Machine *m = machine_new_traced();
+    QSMMUGuest *g = &m->smmu[0];
+    HDDevice *dev = add_one_device(m);
+    OneDevice t;
+
+    dev->num_msix = n;
+    t = irqchip_start_with(m, dev);
+    qpci_msix_enable(t.pci);
+    for (unsigned i = 0; i < n; i++) {
+        qsmmu_map(t.domain, BASE + i * PAGE, V2M_BASE);
+        write_message(t.pci, i, BASE + i * PAGE + V2M_SETSPI_NS, SPI + i % 2);
+        mask_vector(t.pci, i, false);
+    }
+    g_assert_cmpuint(count_routes(m), ==, n);
+    ignore_walks(m);
+    qsmmu_command(g, SMMU_CMD_TLBI_NH_ALL, 0);
+    assert_walks(m, n);
+
+    for (unsigned left = n; left > 0; left /= 2) {
+        for (unsigned i = left / 2; i < left; i++) {
+            qsmmu_unmap(t.domain, BASE + i * PAGE);
+            qsmmu_queue(g, SMMU_CMD_TLBI_NH_VA | ASID(1), BASE + i * PAGE);
+        }
+        qsmmu_issue_queued(g);
+        g_assert_cmpuint(count_routes(m), ==, left / 2);
+        g_assert_cmpuint(walks(m), <=, n);
+        ignore_walks(m);
+    }
+    for (unsigned i = 0; i < n; i++) {
+        qsmmu_map(t.domain, BASE + i * PAGE, V2M_BASE);
+    }
+    qsmmu_cfgi_ste(g, ONE_SID);
+    g_assert_cmpuint(count_routes(m), ==, n);
+    one_device_stop(&t);
+}
+
 /* CMD_SYNC tells that the route is as it should be. */
 static void test_sync_interrupt(void)
 {
@@ -751,6 +791,7 @@ int main(int argc, char **argv)
         { "/accel/recheck/many-vectors", test_many_vectors },
         { "/accel/recheck/two-devices", test_two_devices },
         { "/accel/recheck/many-pages", test_many_pages },
+        { "/accel/recheck/page-each", test_page_each },
         { "/accel/recheck/sync-interrupt", test_sync_interrupt },
         { "/accel/recheck/after-error", test_after_error },
     };
