@@ -22,7 +22,7 @@ PATCHES = ROOT / "patches"
 SERIES = PATCHES / "series"
 TIP = "refs/series/tip"
 # What lies here is the project's; all other folders mirror QEMU's.
-PROJECT_DIRS = {".git", ".ci", "build", "lab", "patches", "tools"}
+PROJECT_DIRS = {".git", ".ci", "bench", "build", "lab", "patches", "tools"}
 IDENTITY = "QEMU series"
 EMAIL = "series@localhost"
 DATE = "2026-01-01T00:00:00+00:00"
