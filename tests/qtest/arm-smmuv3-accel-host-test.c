@@ -11,38 +11,7 @@
 #include "qobject/qdict.h"
 #include "smmuv3-accel-machine.h"
 
-/* What else may be attached than a nested HWPT, see attached() */
-#define STAGE_2     0x1000ull
-#define BLOCKED     0x2000ull
-
-#define NO_VSID     UINT64_MAX
 #define ANY_IOCTL   0
-
-/* The first 64 bits of the STE of the HWPT that is attached to a device */
-static uint64_t attached(Machine *m, HDDevice *dev)
-{
-    HDObject *hwpt = &m->hd->shm->objects[dev->hwpt];
-
-    if (!dev->hwpt) {
-        return BLOCKED;
-    }
-    return hwpt->type == HD_HWPT_NESTED ? hwpt->data[0] : STAGE_2;
-}
-
-/* The virtual ID of a device's vDEVICE */
-static uint64_t vsid(Machine *m, HDDevice *dev)
-{
-    int index = dev - m->hd->shm->devices;
-
-    for (int id = 1; id < HD_MAX_OBJECTS; id++) {
-        HDObject *obj = &m->hd->shm->objects[id];
-
-        if (obj->type == HD_VDEVICE && obj->device == index) {
-            return obj->data[0];
-        }
-    }
-    return NO_VSID;
-}
 
 static unsigned calls(Machine *m, unsigned long request)
 {
@@ -64,49 +33,6 @@ static void cfgi_range(QSMMUGuest *g, uint32_t sid, unsigned range)
 static uint64_t s1(QSMMUDomain *d)
 {
     return QSMMU_STE_S1 | d->cd;
-}
-
-/* Have QEMU's messages go to a file from when it starts. */
-static char *catch_messages(Machine *m)
-{
-    char *path;
-    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
-
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
-    g_string_append_printf(m->args, "2>>%s ", path);
-    return path;
-}
-
-/* How many messages have @what in them, since the last time */
-static unsigned take_messages(const char *path, const char *what)
-{
-    g_autofree char *text = NULL;
-    unsigned n = 0;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    for (char *p = text; (p = strstr(p, what)); p++) {
-        n++;
-    }
-    if (!n && *text) {
-        g_test_message("QEMU: %s", text);
-    }
-    g_assert_cmpint(truncate(path, 0), ==, 0);
-    return n;
-}
-
-static void assert_no_message(const char *path)
-{
-    g_autofree char *text = NULL;
-
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
-    g_assert_cmpstr(text, ==, "");
-}
-
-static void messages_free(char *path)
-{
-    unlink(path);
-    g_free(path);
 }
 
 static void test_ste(void)
@@ -524,15 +450,6 @@ static Machine *machine_new_ports(unsigned n)
     return m;
 }
 
-static void set_buses(Machine *m, int bridge, uint8_t secondary,
-                      uint8_t subordinate)
-{
-    QPCIDevice *pci = find_pci(m, bridge);
-
-    qpci_config_writew(pci, PCI_SECONDARY_BUS, secondary | subordinate << 8);
-    g_free(pci);
-}
-
 #define PORT(n)         PCI_DEVFN((n) + 1, 0)
 #define SID(bus, devfn) PCI_BUILD_BDF(bus, devfn)
 
@@ -593,25 +510,6 @@ static void test_second_device(void)
     one_device_stop(&t);
 }
 
-/* device_add of a vfio-pci on @bus: NULL, or what the error says */
-static char *try_plug(Machine *m, HDDevice *dev, const char *bus)
-{
-    int fd = dev->fd;
-    char *error = NULL;
-    QDict *rsp;
-
-    qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
-                                 "'arguments': { 'fdname': 'hotplug' } }");
-    rsp = qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
-                    "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
-                    "'iommufd': 'iommufd0', 'rombar': 0, 'bus': %s } }", bus);
-    if (qdict_haskey(rsp, "error")) {
-        error = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
-    }
-    qobject_unref(rsp);
-    return error;
-}
-
 /* Let an RCU callback or two run: what was unplugged is freed then. */
 static void let_rcu_run(Machine *m)
 {
@@ -628,16 +526,6 @@ static bool has_devices(const char *first, const char *second)
     }
     g_test_skip("this QEMU lacks a device");
     return false;
-}
-
-static void wait_unbound(HDDevice *dev)
-{
-    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
-
-    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
 }
 
 /* Each call that plugging makes may fail; then the device is not there. */
@@ -692,6 +580,19 @@ static void test_plug_failure(void)
     g_free(port);
     machine_stop(m);
     messages_free(messages);
+}
+
+/* A device needs no ID, even if it comes as a descriptor. */
+static void test_no_id(void)
+{
+    Machine *m = machine_new_default();
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+
+    g_string_append_printf(m->args, "-device vfio-pci,fd=%d,iommufd=iommufd0,"
+                           "rombar=0,bus=pcie.0,addr=2.0 ", dev->fd);
+    machine_start(m);
+    g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
+    machine_stop(m);
 }
 
 /* One vSMMU cannot stand for two of the host's. */
@@ -1177,21 +1078,24 @@ static void test_two_vsmmus(void)
 static void test_conventional_bus(void)
 {
     static const char *const buses[] = { "pcie_br", "pci_br" };
+    g_autofree char *none = NULL;
     Machine *m;
     HDDevice *dev;
     QDict *rsp;
+    unsigned fds;
 
     if (!has_devices("pcie-pci-bridge", "pci-bridge") ||
         !has_devices("pcie-pci-bridge", "edu")) {
         return;
     }
-    m = machine_new_ports(1);
+    m = machine_new_ports(2);
     dev = host_double_add_device(m->hd, 0);
     g_string_append(m->args,
                     "-device pcie-pci-bridge,id=pcie_br,bus=rp "
                     "-device pci-bridge,id=pci_br,bus=pcie_br,addr=3.0,"
                     "chassis_nr=1,shpc=on ");
     machine_start(m);
+    fds = count_fds(m);
     for (int i = 0; i < ARRAY_SIZE(buses); i++) {
         g_autofree char *error = try_plug(m, dev, buses[i]);
 
@@ -1199,7 +1103,8 @@ static void test_conventional_bus(void)
         g_test_message("%s", error);
         g_assert_nonnull(strstr(error, "hot is behind PCI bridge "));
         g_assert_nonnull(strstr(error, buses[i]));
-        wait_unbound(dev);
+        let_rcu_run(m);
+        g_assert_cmpuint(count_fds(m), ==, fds);
     }
 
     /* As everywhere behind such an SMMU, nor may there be an emulated one. */
@@ -1210,6 +1115,11 @@ static void test_conventional_bus(void)
                                           "desc"), "Emulated endpoint"));
     qobject_unref(rsp);
     g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+
+    /* It, and its ID, can be had elsewhere. */
+    none = try_plug(m, dev, "rp1");
+    g_assert_cmpstr(none, ==, NULL);
+    g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
     machine_stop(m);
 }
 
@@ -1249,6 +1159,58 @@ static void test_invalidation(void)
     one_device_stop(&t);
 }
 
+/* A command that the host has not done is not complete. */
+static void test_invalidation_failure(void)
+{
+    enum { ILL = 1, ABT = 2 };  /* CERROR */
+    static const struct {
+        int err;
+        unsigned cerror;
+    } rows[] = {
+        { EIO, ILL }, { ENOMEM, ABT }, { ETIMEDOUT, ABT },
+    };
+    static const uint64_t commands[] = {
+        SMMU_CMD_TLBI_NH_ALL, SMMU_CMD_TLBI_NH_ASID | 1ull << 48,
+        SMMU_CMD_TLBI_NH_VA | 1ull << 48, SMMU_CMD_TLBI_NH_VAA,
+        SMMU_CMD_TLBI_NSNH_ALL,
+    };
+    Machine *m = machine_new_default();
+    char *messages = catch_messages(m);
+    OneDevice t = one_device_start(m);
+    QSMMUGuest *g = &m->smmu[0];
+
+    for (int i = 0; i < ARRAY_SIZE(rows); i++) {
+        for (int j = 0; j < ARRAY_SIZE(commands); j++) {
+            uint32_t old = g->cmdq_prod, cons;
+            unsigned n = calls(m, IOMMU_HWPT_INVALIDATE);
+
+            g_test_message("error %d, command 0x%" PRIx64, rows[i].err,
+                           commands[j]);
+            host_double_fail_forever(m->hd, IOMMU_HWPT_INVALIDATE,
+                                     rows[i].err);
+            cons = qsmmu_issue(g, commands[j], 0);
+            for (int k = 0; k < 2; k++) {
+                g_assert_cmphex(cons & ~R_CMDQ_CONS_ERR_MASK, ==, old);
+                g_assert_cmpuint(FIELD_EX32(cons, CMDQ_CONS, ERR), ==,
+                                 rows[i].cerror);
+                cons = qsmmu_acknowledge(g, false);
+            }
+            host_double_fail_forever(m->hd, IOMMU_HWPT_INVALIDATE, 0);
+            cons = qsmmu_acknowledge(g, false);
+            g_assert_cmphex(cons & ~R_CMDQ_CONS_ERR_MASK, ==, g->cmdq_prod);
+            g_assert_cmpuint(calls(m, IOMMU_HWPT_INVALIDATE), ==, n + 4);
+            g_assert_cmpint(last_call(m)->result, ==, 0);
+            if (rows[i].cerror == ABT) {
+                g_assert_cmpuint(take_messages(messages,
+                                               g_strerror(rows[i].err)), ==, 1);
+            }
+            assert_no_message(messages);
+        }
+    }
+    one_device_stop(&t);
+    messages_free(messages);
+}
+
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
@@ -1267,6 +1229,7 @@ int main(int argc, char **argv)
         { "/accel/host/veventq-failure", test_veventq_failure },
         { "/accel/host/second-device", test_second_device },
         { "/accel/host/plug-failure", test_plug_failure },
+        { "/accel/host/no-id", test_no_id },
         { "/accel/host/other-host-smmu", test_other_host_smmu },
         { "/accel/host/replaced-device", test_replaced_device },
         { "/accel/host/flr", test_flr },
@@ -1282,6 +1245,7 @@ int main(int argc, char **argv)
         { "/accel/host/conventional-bus", test_conventional_bus },
         { "/accel/host/event", test_event },
         { "/accel/host/invalidation", test_invalidation },
+        { "/accel/host/invalidation-failure", test_invalidation_failure },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

@@ -1389,7 +1389,7 @@ static void check_routes(World *w)
     w->commits = commits;
 }
 
-static uint64_t attached(World *w, unsigned i)
+static uint64_t nested_ste(World *w, unsigned i)
 {
     HDObject *hwpt = &w->m->hd->shm->objects[w->dev[i].hd->hwpt];
 
@@ -1418,7 +1418,7 @@ static void check_host(World *w)
     for (int i = 0; i < MODEL_DEVICES; i++) {
         const ModelDevice *dev = &w->model.dev[i];
         WorldDevice *ds = &w->dev[i];
-        uint64_t ste = attached(w, i);
+        uint64_t ste = nested_ste(w, i);
         uint64_t want = model_host_ste(&w->model, dev, cd_of(w, i));
 
         if (ste != want && (ds->check || ste != ds->host_ste) &&

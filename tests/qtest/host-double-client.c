@@ -147,7 +147,12 @@ static char *swap_env(const char *name, const char *value)
     return old;
 }
 
-QTestState *host_double_qtest_init(HostDouble *hd, const char *args)
+typedef struct Environment {
+    char *preload, *asan, *fds;
+} Environment;
+
+/* Have what is started next run on this host. Returns: what was there before */
+static Environment enter_host(HostDouble *hd)
 {
     const char *others = g_getenv("LD_PRELOAD");
     const char *asan = g_getenv("ASAN_OPTIONS");
@@ -158,18 +163,52 @@ QTestState *host_double_qtest_init(HostDouble *hd, const char *args)
         g_strdup_printf("%s%sverify_asan_link_order=0", asan ?: "",
                         asan ? ":" : "");
     g_autofree char *fds = g_strdup_printf("%d,%d", hd->shm_fd, hd->peer_fd);
-    g_autofree char *old_preload = swap_env("LD_PRELOAD", preload);
-    g_autofree char *old_asan = swap_env("ASAN_OPTIONS", asan_options);
-    g_autofree char *old_fds = swap_env(HOST_DOUBLE_ENV, fds);
+
+    return (Environment) {
+        .preload = swap_env("LD_PRELOAD", preload),
+        .asan = swap_env("ASAN_OPTIONS", asan_options),
+        .fds = swap_env(HOST_DOUBLE_ENV, fds),
+    };
+}
+
+static void leave_host(Environment *old)
+{
+    g_free(swap_env("LD_PRELOAD", old->preload));
+    g_free(swap_env("ASAN_OPTIONS", old->asan));
+    g_free(swap_env(HOST_DOUBLE_ENV, old->fds));
+    g_free(old->preload);
+    g_free(old->asan);
+    g_free(old->fds);
+}
+
+QTestState *host_double_qtest_init(HostDouble *hd, const char *args)
+{
+    Environment old = enter_host(hd);
     QTestState *qts;
 
     qtest_add_abrt_handler(dump_hook, hd);
     hd->dump_on_abort = true;
     qts = qtest_init(args);
-    g_free(swap_env("LD_PRELOAD", old_preload));
-    g_free(swap_env("ASAN_OPTIONS", old_asan));
-    g_free(swap_env(HOST_DOUBLE_ENV, old_fds));
+    leave_host(&old);
     return qts;
+}
+
+int host_double_run(HostDouble *hd, const char *args, char **output)
+{
+    g_autofree char *command =
+        g_strdup_printf("echo quit | exec %s -accel qtest -nodefaults -display "
+                        "none -monitor stdio %s 2>&1",
+                        g_getenv("QTEST_QEMU_BINARY"), args);
+    const char *argv[] = { "/bin/sh", "-c", command, NULL };
+    Environment old = enter_host(hd);
+    GError *error = NULL;
+    int status;
+
+    g_spawn_sync(NULL, (char **)argv, NULL, G_SPAWN_LEAVE_DESCRIPTORS_OPEN,
+                 NULL, NULL, output, NULL, &status, &error);
+    g_assert_no_error(error);
+    leave_host(&old);
+    return status;
 }
 
 static int request(HostDouble *hd, const HDRequest *req)
@@ -252,22 +291,31 @@ bool host_double_post_lost(HostDouble *hd, HDDevice *dev)
     return request(hd, &req) == 0;
 }
 
-void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
-                      int err)
+static void set_failure(HostDouble *hd, unsigned long request, unsigned n,
+                        int err, bool forever)
 {
     hd_lock(hd->shm);
     hd->shm->fail[_IOC_NR(request)].n = n;
     hd->shm->fail[_IOC_NR(request)].err = err;
-    hd->shm->fail[_IOC_NR(request)].forever = false;
+    hd->shm->fail[_IOC_NR(request)].forever = forever;
     hd_unlock(hd->shm);
+}
+
+void host_double_fail(HostDouble *hd, unsigned long request, unsigned n,
+                      int err)
+{
+    set_failure(hd, request, n, err, false);
 }
 
 void host_double_fail_forever(HostDouble *hd, unsigned long request, int err)
 {
+    set_failure(hd, request, err != 0, err, err != 0);
+}
+
+void host_double_forget_calls(HostDouble *hd)
+{
     hd_lock(hd->shm);
-    hd->shm->fail[_IOC_NR(request)].n = err != 0;
-    hd->shm->fail[_IOC_NR(request)].err = err;
-    hd->shm->fail[_IOC_NR(request)].forever = err != 0;
+    hd->shm->num_calls = 0;
     hd_unlock(hd->shm);
 }
 

@@ -13,6 +13,7 @@
 #include <pthread.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include "standard-headers/linux/pci_regs.h"
 #include "host-double.h"
 
@@ -1030,13 +1031,27 @@ static void clear_vector(HDVector *v)
     v->fd = v->own_fd = HD_NONE;
 }
 
+/* Linux needs none of QEMU's descriptors to keep an eventfd. */
+static int keep_fd(int fd)
+{
+    struct rlimit limit, high;
+    int own_fd;
+
+    getrlimit(RLIMIT_NOFILE, &limit);
+    high = (struct rlimit) { limit.rlim_max, limit.rlim_max };
+    setrlimit(RLIMIT_NOFILE, &high);
+    own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    setrlimit(RLIMIT_NOFILE, &limit);
+    return own_fd;
+}
+
 static int set_vector(HDVector *v, int fd)
 {
     int own_fd = HD_NONE;
 
     clear_vector(v);
     if (fd >= 0) {
-        own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+        own_fd = keep_fd(fd);
         if (own_fd < 0) {
             return -EBADF;
         }
@@ -1573,7 +1588,7 @@ static int do_feature(Call *c, HDDevice *dev, void *arg)
 
     c->log.id = feature->flags;
     if ((feature->flags & VFIO_DEVICE_FEATURE_MASK) !=
-        VFIO_DEVICE_FEATURE_DMA_BUF || hd->no_dma_buf) {
+        VFIO_DEVICE_FEATURE_DMA_BUF) {
         return -ENOTTY;
     }
     if (feature->flags & VFIO_DEVICE_FEATURE_PROBE) {

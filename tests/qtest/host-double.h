@@ -175,7 +175,6 @@ typedef struct HDShared {
         uint64_t st_ino;
     } iommufd[HD_MAX_IOMMUFDS];
     HDSMMU smmu[HD_MAX_SMMUS];
-    bool no_dma_buf;        /* BARs cannot be exported */
 
     /* Let the n-th call from now of a kind fail, or all from it on */
     struct {
@@ -300,6 +299,15 @@ HDDevice *host_double_add_device(HostDouble *hd, int smmu);
 QTestState *host_double_qtest_init(HostDouble *hd, const char *args);
 
 /**
+ * host_double_run - start QEMU on this host and have it quit
+ *
+ * @output: all that it writes, to be freed
+ *
+ * Returns: its wait status. What it had of the host then is still there.
+ */
+int host_double_run(HostDouble *hd, const char *args, char **output);
+
+/**
  * host_double_fire - let a device send an interrupt
  *
  * @index: VFIO_PCI_MSIX_IRQ_INDEX and the like
@@ -365,6 +373,11 @@ bool host_double_signalled(HostDouble *hd, unsigned long request);
  * host_double_calls - count the calls of a kind, failed ones included
  */
 unsigned host_double_calls(HostDouble *hd, unsigned long request);
+
+/**
+ * host_double_forget_calls - begin anew with HDShared.calls
+ */
+void host_double_forget_calls(HostDouble *hd);
 
 /**
  * host_double_objects - count the objects of a kind, all if HD_FREE

@@ -230,6 +230,61 @@ void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
     qpci_config_writew(pci, cap + PCI_MSI_FLAGS, flags | PCI_MSI_FLAGS_ENABLE);
 }
 
+char *catch_messages(Machine *m)
+{
+    char *path;
+    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+
+    g_assert_cmpint(fd, >=, 0);
+    close(fd);
+    g_string_append_printf(m->args, "2>>%s ", path);
+    return path;
+}
+
+unsigned take_messages(const char *path, const char *what)
+{
+    g_autofree char *text = NULL;
+    unsigned n = 0;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    for (char *p = text; (p = strstr(p, what)); p++) {
+        n++;
+    }
+    if (!n && *text) {
+        g_test_message("QEMU: %s", text);
+    }
+    g_assert_cmpint(truncate(path, 0), ==, 0);
+    return n;
+}
+
+void assert_no_message(const char *path)
+{
+    g_autofree char *text = NULL;
+
+    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_cmpstr(text, ==, "");
+}
+
+void messages_free(char *path)
+{
+    unlink(path);
+    g_free(path);
+}
+
+unsigned count_fds(Machine *m)
+{
+    g_autofree char *path = g_strdup_printf("/proc/%d/fd", qtest_pid(m->qts));
+    GDir *dir = g_dir_open(path, 0, NULL);
+    unsigned n = 0;
+
+    g_assert_nonnull(dir);
+    while (g_dir_read_name(dir)) {
+        n++;
+    }
+    g_dir_close(dir);
+    return n;
+}
+
 void fire_irq(Machine *m, HDDevice *dev, unsigned index, unsigned vector)
 {
     g_assert_true(host_double_fire(m->hd, dev, index, vector));
@@ -535,7 +590,7 @@ QPCIDevice *enable_port(Machine *m, int bdf)
     return port;
 }
 
-static void set_slot_power(QPCIDevice *port, bool on)
+void set_slot_power(QPCIDevice *port, bool on)
 {
     uint8_t cap = qpci_find_capability(port, PCI_CAP_ID_EXP, 0);
 
@@ -544,23 +599,39 @@ static void set_slot_power(QPCIDevice *port, bool on)
                           : PCI_EXP_SLTCTL_PCC | PCI_EXP_SLTCTL_PWR_IND_OFF);
 }
 
-static QDict *device_add(Machine *m, HDDevice *dev)
+char *try_plug(Machine *m, HDDevice *dev, const char *bus)
 {
     int fd = dev->fd;
+    char *error = NULL;
+    QDict *rsp;
 
     qtest_qmp_fds_assert_success(m->qts, &fd, 1, "{ 'execute': 'getfd', "
                                  "'arguments': { 'fdname': 'hotplug' } }");
-    return qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
-                     "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
-                     "'iommufd': 'iommufd0', 'rombar': 0, 'bus': 'rp' } }");
+    rsp = qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
+                    "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
+                    "'iommufd': 'iommufd0', 'rombar': 0, 'bus': %s } }", bus);
+    if (qdict_haskey(rsp, "error")) {
+        error = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
+    }
+    qobject_unref(rsp);
+    return error;
+}
+
+void wait_unbound(HDDevice *dev)
+{
+    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
+
+    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
+        g_assert_cmpint(g_get_monotonic_time(), <, end);
+        g_usleep(1000);
+    }
 }
 
 void plug(Machine *m, HDDevice *dev, QPCIDevice *port)
 {
-    QDict *reply = device_add(m, dev);
+    g_autofree char *error = try_plug(m, dev, "rp");
 
-    g_assert_true(qdict_haskey(reply, "return"));
-    qobject_unref(reply);
+    g_assert_cmpstr(error, ==, NULL);
     set_slot_power(port, true);
 }
 
@@ -571,33 +642,49 @@ void remove_from_slot(Machine *m, const char *id, QPCIDevice *port)
     qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
 }
 
-char *plug_fails(Machine *m, HDDevice *dev)
-{
-    QDict *reply = device_add(m, dev);
-    char *desc;
-
-    g_assert_true(qdict_haskey(reply, "error"));
-    desc = g_strdup(qdict_get_str(qdict_get_qdict(reply, "error"), "desc"));
-    qobject_unref(reply);
-    return desc;
-}
-
 void complete_unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
 {
-    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
-
     set_slot_power(port, false);
     qtest_qmp_eventwait(m->qts, "DEVICE_DELETED");
-    while (qatomic_read(&dev->bound_fd) != HD_NONE) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    wait_unbound(dev);
 }
 
 void unplug(Machine *m, HDDevice *dev, QPCIDevice *port)
 {
     qtest_qmp_device_del_send(m->qts, "hot");
     complete_unplug(m, dev, port);
+}
+
+uint64_t attached(Machine *m, HDDevice *dev)
+{
+    HDObject *hwpt = &m->hd->shm->objects[dev->hwpt];
+
+    if (!dev->hwpt) {
+        return BLOCKED;
+    }
+    return hwpt->type == HD_HWPT_NESTED ? hwpt->data[0] : STAGE_2;
+}
+
+uint64_t vsid(Machine *m, HDDevice *dev)
+{
+    int index = dev - m->hd->shm->devices;
+
+    for (int id = 1; id < HD_MAX_OBJECTS; id++) {
+        HDObject *obj = &m->hd->shm->objects[id];
+
+        if (obj->type == HD_VDEVICE && obj->device == index) {
+            return obj->data[0];
+        }
+    }
+    return NO_VSID;
+}
+
+void set_buses(Machine *m, int bridge, uint8_t secondary, uint8_t subordinate)
+{
+    QPCIDevice *pci = find_pci(m, bridge);
+
+    qpci_config_writew(pci, PCI_SECONDARY_BUS, secondary | subordinate << 8);
+    g_free(pci);
 }
 
 uint64_t attached_ste(OneDevice *t)

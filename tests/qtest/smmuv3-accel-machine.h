@@ -21,6 +21,12 @@
 #include "hw/pci/pci_regs.h"
 #include "host-double.h"
 
+/* What else may be attached than a nested HWPT, see attached() */
+#define STAGE_2         0x1000ull
+#define BLOCKED         0x2000ull
+
+#define NO_VSID         UINT64_MAX
+
 /* Devices on the virt machine's platform bus, in the order they are made */
 #define SMMU_BASE(n)    (0x0c000000ull + (n) * 0x20000)
 
@@ -146,6 +152,17 @@ void change_msix(QPCIDevice *pci, uint16_t clear, uint16_t set);
 void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
                 unsigned log_vectors);
 
+/* Have QEMU's messages go to a file from when it starts. */
+char *catch_messages(Machine *m);
+
+/* How many messages have @what in them, since the last time */
+unsigned take_messages(const char *path, const char *what);
+void assert_no_message(const char *path);
+void messages_free(char *path);
+
+/* How many file descriptors QEMU has open */
+unsigned count_fds(Machine *m);
+
 /*
  * Fire and wait until QEMU has taken the interrupt. QEMU handles it at once
  * then, before the next command of this test.
@@ -236,20 +253,41 @@ bool take_lpi(Machine *m, unsigned event);
 /* Give a root port a bus and all of PCI's memory. */
 QPCIDevice *enable_port(Machine *m, int bdf);
 
+/* Of the slot below a root port */
+void set_slot_power(QPCIDevice *port, bool on);
+
 /* Hot plug @dev as "hot" into root port "rp". */
 void plug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
 /* Have what is in the slot of @port removed, with the guest's consent. */
 void remove_from_slot(Machine *m, const char *id, QPCIDevice *port);
 
-/* The same, where it is refused. Returns: the error, to be freed */
-char *plug_fails(Machine *m, HDDevice *dev);
+/*
+ * device_add of @dev as "hot" on @bus. Returns: NULL, or what the error says,
+ * to be freed
+ */
+char *try_plug(Machine *m, HDDevice *dev, const char *bus);
+
+/* Wait until QEMU has closed the device. */
+void wait_unbound(HDDevice *dev);
 
 /* The guest gives up what it was asked for. */
 void complete_unplug(Machine *m, HDDevice *dev, QPCIDevice *port);
 
 /* With the guest's consent. The last reference goes with an RCU callback. */
 void unplug(Machine *m, HDDevice *dev, QPCIDevice *port);
+
+/*
+ * The first 64 bits of the STE of the HWPT that is attached to a device, or
+ * one of STAGE_2 and BLOCKED
+ */
+uint64_t attached(Machine *m, HDDevice *dev);
+
+/* The virtual ID of a device's vDEVICE, or NO_VSID */
+uint64_t vsid(Machine *m, HDDevice *dev);
+
+/* Write a bridge's secondary and subordinate bus numbers. */
+void set_buses(Machine *m, int bridge, uint8_t secondary, uint8_t subordinate);
 
 /* The first 64 bits of the STE that is attached to the device */
 uint64_t attached_ste(OneDevice *t);

@@ -91,7 +91,21 @@ void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1)
 {
     uint32_t cons = qsmmu_issue(g, word0, word1);
 
-    g_assert_cmphex(cons, ==, g->cmdq_prod); /* no error either */
+    /* Where it stops is that of an error; ERR may be that of an old one. */
+    g_assert_cmphex(cons & ~R_CMDQ_CONS_ERR_MASK, ==, g->cmdq_prod);
+}
+
+uint32_t qsmmu_acknowledge(QSMMUGuest *g, bool skip)
+{
+    uint32_t cons = qtest_readl(g->qts, g->base + A_CMDQ_CONS);
+
+    if (skip) {
+        qtest_writeq(g->qts, g->cmdq + 16 * (cons % (1 << QUEUE_LOG2SIZE)),
+                     SMMU_CMD_SYNC);
+    }
+    qtest_writel(g->qts, g->base + A_GERRORN,
+                 qtest_readl(g->qts, g->base + A_GERROR));
+    return qtest_readl(g->qts, g->base + A_CMDQ_CONS);
 }
 
 void qsmmu_cfgi_ste(QSMMUGuest *g, uint32_t sid)

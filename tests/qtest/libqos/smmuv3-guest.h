@@ -118,6 +118,15 @@ uint32_t qsmmu_issue(QSMMUGuest *g, uint64_t word0, uint64_t word1);
  * qsmmu_command - issue a command and check that it was consumed
  */
 void qsmmu_command(QSMMUGuest *g, uint64_t word0, uint64_t word1);
+
+/**
+ * qsmmu_acknowledge - acknowledge the error of a command
+ *
+ * @skip: replace it by a CMD_SYNC, else it is tried again
+ *
+ * Returns: as qsmmu_issue(); the error may be that of before
+ */
+uint32_t qsmmu_acknowledge(QSMMUGuest *g, bool skip);
 void qsmmu_cfgi_ste(QSMMUGuest *g, uint32_t sid);
 void qsmmu_cfgi_cd(QSMMUGuest *g, uint32_t sid);
 void qsmmu_tlbi_va(QSMMUDomain *d, uint64_t va);
