@@ -359,6 +359,21 @@ static const char *smmuv3_accel_msi_outcome(SMMUTranslationStatus status,
     g_assert_not_reached();
 }
 
+SMMUTranslationStatus smmuv3_accel_msi_walk(SMMUv3AccelDevice *accel_dev,
+                                            hwaddr addr, IOMMUAccessFlags flag,
+                                            SMMUv3WalkResult *result,
+                                            SMMUEventInfo *event)
+{
+    SMMUDevice *sdev = &accel_dev->sdev;
+
+    event->sid = smmuv3_accel_find_sid(accel_dev);
+    if (event->sid == SMMU_SID_NONE && smmu_enabled(sdev->smmu)) {
+        /* Its number on the bus is that of another device. */
+        return SMMU_TRANS_ABORT;
+    }
+    return smmuv3_walk(sdev, addr, flag, result, event);
+}
+
 /*
  * Outside the doorbell pages the region is transparent. In them it does what
  * the host SMMU does with a write of the device to this address.
@@ -392,13 +407,7 @@ static IOMMUTLBEntry smmuv3_accel_msi_translate(IOMMUMemoryRegion *mr,
         return entry;
     }
 
-    event.sid = smmuv3_accel_find_sid(accel_dev);
-    if (event.sid == SMMU_SID_NONE && smmu_enabled(sdev->smmu)) {
-        /* Its number on the bus is that of another device. */
-        status = SMMU_TRANS_ABORT;
-    } else {
-        status = smmuv3_walk(sdev, addr, flag, &result, &event);
-    }
+    status = smmuv3_accel_msi_walk(accel_dev, addr, flag, &result, &event);
     dropped = status == SMMU_TRANS_ABORT || status == SMMU_TRANS_ERROR;
     if (trace_event_get_state_backends(TRACE_SMMUV3_ACCEL_MSI_TRANSLATE)) {
         trace_smmuv3_accel_msi_translate(

@@ -65,6 +65,7 @@ static VFIOMSIRouteResult vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
 
     if (accel_irqchip_resolve_msi(pdev, msg, pages, &route.msg) !=
         ACCEL_MSI_IRQCHIP) {
+        vector->no_route = false;
         return VFIO_MSI_NO_DOORBELL;
     }
     if (vector->virq < 0) {
@@ -77,7 +78,8 @@ static VFIOMSIRouteResult vfio_msi_route_update(VFIOPCIDevice *vdev, int nr,
                                                   route.msg);
         c->changes += ret == 0;
     }
-    if (ret < 0) {
+    vector->no_route = ret < 0;
+    if (vector->no_route) {
         return VFIO_MSI_REFUSED;
     }
     vector->route = route;
@@ -178,6 +180,7 @@ void vfio_pci_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
 
 refused:
     vfio_msi_route_release(vdev, nr);
+    vector->no_route = true;
     vfio_msi_vector_refused(vector);
 }
 
@@ -297,6 +300,30 @@ static void vfio_msi_route_notify(IOMMUNotifier *n, IOMMUTLBEntry *entry)
     vfio_msi_route_check(vdev, entry->iova, entry->iova + entry->addr_mask);
 }
 
+static MSIDelivery vfio_msi_delivery(PCIDevice *pdev, bool msix, unsigned nr,
+                                     MSIMessage *routed)
+{
+    VFIOPCIDevice *vdev = VFIO_PCI_DEVICE(pdev);
+    VFIOMSIVector *vector;
+
+    if (vdev->interrupt != (msix ? VFIO_INT_MSIX : VFIO_INT_MSI) ||
+        nr >= vdev->nr_vectors || !vdev->msi_vectors[nr].use) {
+        return MSI_DELIVERY_NONE;
+    }
+    vector = &vdev->msi_vectors[nr];
+    if (vector->irqfd) {
+        *routed = vector->route.msg;
+        return MSI_DELIVERY_IRQCHIP;
+    }
+    if (!accel_msi_via_irqfd_enabled()) {
+        return MSI_DELIVERY_QEMU_ONLY;
+    }
+    if (!vfio_msi_route_possible(vdev)) {
+        return MSI_DELIVERY_QEMU_CHOSEN;
+    }
+    return vector->no_route ? MSI_DELIVERY_QEMU_REFUSED : MSI_DELIVERY_QEMU;
+}
+
 void vfio_pci_msi_route_init(VFIOPCIDevice *vdev)
 {
     PCIDevice *pdev = PCI_DEVICE(vdev);
@@ -309,6 +336,7 @@ void vfio_pci_msi_route_init(VFIOPCIDevice *vdev)
     }
     pci_iommu_register_iotlb_notifier(pdev, PCI_NO_PASID, &vdev->msi_notifier);
     msix_set_message_notifier(pdev, vfio_msi_route_message);
+    msi_set_delivery_query(pdev, vfio_msi_delivery);
     vdev->msi_translated = true;
 }
 
@@ -317,6 +345,7 @@ void vfio_pci_msi_route_exit(VFIOPCIDevice *vdev)
     PCIDevice *pdev = PCI_DEVICE(vdev);
 
     if (vdev->msi_translated) {
+        msi_set_delivery_query(pdev, NULL);
         msix_set_message_notifier(pdev, NULL);
         pci_iommu_unregister_iotlb_notifier(pdev, PCI_NO_PASID,
                                             &vdev->msi_notifier);
