@@ -76,6 +76,11 @@ test-sanitize: deps ## Run the series' qtests under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test sanitize
 
+.PHONY: fuzz
+fuzz: deps ## Fuzz devices behind an accelerated SMMUv3 (TIME=seconds, default 60)
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/fuzz $(or $(TIME),60)
+
 .PHONY: builds
 builds: deps ## Compile with clang, for debugging, without VFIO, without iommufd, 32-bit targets
 	$(Q)$(TOOL) tools/tree --keep

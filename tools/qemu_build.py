@@ -85,6 +85,12 @@ BUILDS = {
         binaries=("qemu-system-arm", "qemu-system-i386")),
     "qemu-debug": Build(TREE, lean(aarch64="qtest-devices"),
                         extra=("--enable-debug",), binaries=()),
+    # Sanitizers find only what is done wrong, so the fuzzer needs no speed of
+    # code but that of the compiler.
+    "qemu-fuzz": Build(TREE, lean(aarch64="arm64-devices"), cc="clang",
+                       extra=("--enable-fuzzing", "--enable-asan",
+                              "--enable-ubsan", "-Doptimization=1"),
+                       binaries=("qemu-fuzz-aarch64",)),
     "qemu-clang": Build(TREE, lean(aarch64="qtest-devices"), cc="clang",
                         binaries=()),
     # Where it is, ccache takes it for `upstream`. It has the stubs of the
