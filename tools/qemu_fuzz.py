@@ -195,7 +195,7 @@ def coverage_of(text):
     """A table of the edges in -print_coverage=1's @text, by file of ours."""
     counts = defaultdict(lambda: [0, 0])
     for covered, total, path in re.findall(
-            r"COVERED_FUNC: hits: \d+ edges: (\d+)/(\d+) \S+ "
+            r"COVERED_FUNC: hits: \d+ edges: (\d+)/(\d+) \S+ "  # UN-, too
             r"\S*?/tree/(\S+?):\d+", text):
         if OURS.match(path):
             counts[path][0] += int(covered)
@@ -205,9 +205,16 @@ def coverage_of(text):
 
 
 def coverage():
-    """What all inputs together reach, in the functions that they reach."""
-    text = output(command("-runs=0", "-print_coverage=1", SEEDS, CORPUS),
-                  env=environment(), stderr=subprocess.STDOUT)
+    """What all inputs together reach."""
+    done = subprocess.run(command("-runs=0", "-print_coverage=1", SEEDS,
+                                  CORPUS), env=environment(),
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                          check=False)
+    text = done.stdout.decode(errors="replace")
+    write_file(LOGS / "fuzz-coverage.log", text)
+    if done.returncode:
+        raise SystemExit(f"the inputs that were found fail together, see "
+                         f"{LOGS / 'fuzz-coverage.log'}")
     return coverage_of(text)
 
 
