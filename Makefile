@@ -81,8 +81,10 @@ fuzz: deps ## Fuzz devices behind an accelerated SMMUv3 (TIME=seconds, default 6
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/fuzz $(or $(TIME),60)
 
+# What few need is installed for them only.
 .PHONY: builds
-builds: deps ## Compile with clang, for debugging, without VFIO, without iommufd, 32-bit targets
+builds: ## Build without KVM, VFIO or iommufd, for debugging, with clang, 32-bit targets
+	$(Q)sh tools/deps builds
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test builds
 

@@ -74,25 +74,38 @@ BUILDS = {
     "upstream": Build(BASE),
     "upstream-arm64": Build(BASE, lean(aarch64="arm64-devices"), arm64=True,
                             extra=ALONE),
-    # Other ways to build it, which nobody runs. Those that are not linked are
-    # only compiled as far as the series changes them: linking is the same.
+    # Other ways to build it, which nobody runs. Hosts of 32 bits are none:
+    # QEMU's configure refuses them.
+    "qemu-no-kvm": Build(
+        TREE, lean(aarch64="qtest-devices", x86_64="i386-devices"),
+        extra=("--target-list=aarch64-softmmu,x86_64-softmmu",
+               "--disable-kvm"),
+        binaries=("qemu-system-aarch64", "qemu-system-x86_64")),
     "qemu-no-vfio": Build(TREE, lean(aarch64="no-vfio-devices")),
     "qemu-no-iommufd": Build(TREE, lean(aarch64="no-iommufd-devices")),
+    # The same where there is KVM.
+    "qemu-arm64-no-vfio": Build(TREE, lean(aarch64="no-vfio-devices"),
+                                arm64=True),
+    "qemu-arm64-no-iommufd": Build(TREE, lean(aarch64="no-iommufd-devices"),
+                                   arm64=True),
     "qemu-32-bit": Build(
         TREE, lean(arm="qtest-devices", i386="i386-devices"),
         extra=("--target-list=arm-softmmu,i386-softmmu",
                *(["--enable-kvm"] if NATIVE_X86 else [])),
         binaries=("qemu-system-arm", "qemu-system-i386")),
     "qemu-debug": Build(TREE, lean(aarch64="qtest-devices"),
-                        extra=("--enable-debug",), binaries=()),
+                        extra=("--enable-debug",)),
     # Sanitizers find only what is done wrong, so the fuzzer needs no speed of
     # code but that of the compiler.
     "qemu-fuzz": Build(TREE, lean(aarch64="arm64-devices"), cc="clang",
                        extra=("--enable-fuzzing", "--enable-asan",
                               "--enable-ubsan", "-Doptimization=1"),
                        binaries=("qemu-fuzz-aarch64",)),
-    "qemu-clang": Build(TREE, lean(aarch64="qtest-devices"), cc="clang",
-                        binaries=()),
+    "qemu-clang": Build(
+        TREE, lean(aarch64="qtest-devices", x86_64="i386-devices"), cc="clang",
+        extra=("--target-list=aarch64-softmmu,x86_64-softmmu",
+               *(["--enable-kvm"] if NATIVE_X86 else [])),
+        binaries=("qemu-system-aarch64", "qemu-system-x86_64")),
     # Where it is, ccache takes it for `upstream`. It has the stubs of the
     # series for KVM, and not its code.
     "behaviour/upstream": Build(BUILD / "behaviour/base",
