@@ -88,6 +88,12 @@ builds: ## Build without KVM, VFIO or iommufd, for debugging, with clang, 32-bit
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test builds
 
+.PHONY: regress
+regress: ## Run QEMU's own tests without and with the series, print what differs (long)
+	$(Q)sh tools/deps regress
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/regress $(TESTS)
+
 .PHONY: coverage
 coverage: deps ## Print which lines of ours the qtests run, and list the others
 	$(Q)$(TOOL) tools/tree --keep

@@ -9,6 +9,7 @@ the diff to QEMU's own files.
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
@@ -103,6 +104,21 @@ class Repo:
 
     def commits(self, tip):
         return self("rev-list", "--reverse", f"base..{tip}").split()
+
+
+def worktree(repo, place, commit):
+    """Have @commit in a worktree of @repo at @place, pristine; files that are
+    the same keep their times."""
+    commit, work = repo("rev-parse", f"{commit}^{{commit}}"), Repo(place)
+    if work.get("rev-parse", "--show-toplevel") != str(place) or \
+            work.get("rev-parse", "HEAD") is None:
+        if place.exists():
+            shutil.rmtree(place)
+        repo("worktree", "prune")
+        repo("worktree", "add", "-q", "--force", "--detach", place, commit)
+    elif work("rev-parse", "HEAD") != commit or work.dirty():
+        work("reset", "-q", "--hard", commit)
+        work("clean", "-fdq")
 
 
 @dataclass

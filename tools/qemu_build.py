@@ -33,6 +33,12 @@ COMMON = [
 # Lines in backtraces, for 20 % less time than all of the debug information.
 HOST = ["--enable-tcg", "--enable-pixman", "--extra-cflags=-g1"]
 ARM64 = ["--enable-kvm"]
+# What QEMU's own tests ask for.
+REGRESS = ("--target-list=aarch64-softmmu,x86_64-softmmu", "--enable-kvm",
+           "--enable-tools", "--enable-slirp", "--enable-vhost-user",
+           "--enable-vhost-kernel", "--enable-vhost-net", "--enable-vhost-vdpa",
+           "--enable-replication")
+REGRESS_BINARIES = ("qemu-system-aarch64", "qemu-system-x86_64")
 # For L1, which has no libraries.
 ALONE = ("--static", "--disable-tcg")
 
@@ -110,6 +116,10 @@ BUILDS = {
     # series for KVM, and not its code.
     "behaviour/upstream": Build(BUILD / "behaviour/base",
                                 extra=("--disable-kvm",)),
+    # What make regress compares; side by side for ccache, again.
+    "qemu-regress": Build(TREE, extra=REGRESS, binaries=REGRESS_BINARIES),
+    "regress/upstream": Build(BUILD / "regress/tree", extra=REGRESS,
+                              binaries=REGRESS_BINARIES),
 }
 
 SYSROOT_PACKAGES = ["libglib2.0-dev", "libpcre2-dev", "zlib1g-dev",

@@ -31,15 +31,17 @@ class Outcome:
     log: str = ""
 
 
-def meson_tests(folder, names, optional):
-    """[(test's name, ninja targets that it needs)]."""
+def meson_tests(folder, names=(), optional=(), suites=()):
+    """[(test's name, ninja targets that it needs)] of the tests @names, of
+    those of @optional that are there, and of all in one of @suites."""
     info = folder / "meson-info"
     tests = json.loads((info / "intro-tests.json").read_text())
     files = {t["id"]: t["filename"] for t in
              json.loads((info / "intro-targets.json").read_text())}
     found = []
     for test in tests:
-        if test["name"] in (*names, *optional):
+        if test["name"] in (*names, *optional) or \
+                {s.split(":")[-1] for s in test["suite"]} & set(suites):
             found.append((test["name"],
                           [os.path.relpath(f, folder)
                            for d in test["depends"] for f in files[d]]))
