@@ -15,9 +15,8 @@
  * - no write to a page that the guest did not map, see "Canaries";
  * - no route that leads elsewhere than the tables say, or not to a doorbell.
  *
- * Each input begins after a system reset. That leaves nothing behind that
- * matters here, as the host's part is put back too, and takes less time than
- * to fork a process that has 4 GiB of RAM and the sanitizers' shadow memory.
+ * Each input begins after a system reset in the same process, and the host's
+ * part is put back, too: what outlives a reset would be found as well.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
