@@ -5,6 +5,8 @@ QEMU of a handful of files."""
 import functools
 import hashlib
 import http.server
+import importlib.machinery
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -55,6 +57,15 @@ PATCH_2 = textwrap.dedent("""\
     -files('smmu.c')
     +files('smmu.c', 'new.c')
     """)
+
+
+def tool(name):
+    """A tool as a module, made anew: its file has no suffix."""
+    loader = importlib.machinery.SourceFileLoader(name, str(TOOLS / name))
+    module = importlib.util.module_from_spec(
+        importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
 
 
 def tarball(path, files=QEMU):

@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The table of behaviours is that of the tests that are there."""
 
-import importlib.machinery
-import importlib.util
 import unittest
 
-from support import TOOLS
+from support import tool
 
 from behaviours import TABLE, in_source, in_table, programs, readable
 from patchset import ROOT
-
-
-def tool():
-    loader = importlib.machinery.SourceFileLoader("behaviour",
-                                                  str(TOOLS / "behaviour"))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader("behaviour", loader))
-    loader.exec_module(module)
-    return module
 
 
 class Table(unittest.TestCase):
@@ -34,7 +23,7 @@ class Table(unittest.TestCase):
         rows = {"a-test": [("/aarch64/accel/msi/x-y", "ok", "ok", "")],
                 "b-test": [("/aarch64/accel/mtree", "not yet: " + "long " * 30,
                             "aborts", "a == b " * 20)]}
-        text = tool().table(rows)
+        text = tool("behaviour").table(rows)
         self.assertEqual(in_table(text),
                          {"a-test": ["msi: x y"], "b-test": ["mtree"]})
         self.assertLess(max(map(len, text.splitlines())), 80)
@@ -46,8 +35,9 @@ class Table(unittest.TestCase):
 
 class Outcomes(unittest.TestCase):
     def check(self, text):
-        return tool().outcome(-6, "**\nERROR:../base/tests/qtest/a.c:12:"
-                                  f"{text}\nBail out! ERROR:x\n")
+        return tool("behaviour").outcome(
+            -6, "**\nERROR:../base/tests/qtest/a.c:12:"
+            f"{text}\nBail out! ERROR:x\n")
 
     def test_check_failed(self):
         for text, seen in [
@@ -66,15 +56,15 @@ class Outcomes(unittest.TestCase):
         text = ("qemu-system-aarch64: ../base/hw/arm/smmu.c:9: f: Assertion "
                 "`x' failed.\n../tests/qtest/libqtest.c:1: kill_qemu() "
                 "detected QEMU death from signal 6 (Aborted)\n")
-        state, seen = tool().outcome(-6, text)
+        state, seen = tool("behaviour").outcome(-6, text)
         self.assertEqual(state, "aborts")
         self.assertIn("Assertion `x' failed", seen)
 
     def test_hang(self):
-        self.assertEqual(tool().outcome(None, "")[0], "hangs")
+        self.assertEqual(tool("behaviour").outcome(None, "")[0], "hangs")
 
     def test_pass(self):
-        self.assertEqual(tool().outcome(0, "ok 1 /x\n"), ("ok", ""))
+        self.assertEqual(tool("behaviour").outcome(0, "ok 1 /x\n"), ("ok", ""))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What make coverage says of lines that no test runs."""
 
-import importlib.machinery
-import importlib.util
 import tempfile
 import unittest
 from pathlib import Path
 from unittest import mock
 
-from support import TOOLS
-
-
-def tool():
-    loader = importlib.machinery.SourceFileLoader("coverage",
-                                                  str(TOOLS / "coverage"))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader("coverage", loader))
-    loader.exec_module(module)
-    return module
+from support import tool
 
 
 class Uncovered(unittest.TestCase):
@@ -26,7 +15,7 @@ class Uncovered(unittest.TestCase):
               ("a.c", 2): [0, {}, "f"], ("a.c", 4): [0, {}, "g"]}
 
     def report(self, why):
-        coverage = tool()
+        coverage = tool("coverage")
         with tempfile.TemporaryDirectory() as tmp, \
                 mock.patch.object(coverage, "TREE", Path(tmp)):
             Path(tmp, "a.c").write_text("one;\ntwo;\nthree;\nfour;\n")

@@ -2,22 +2,11 @@
 """What make regress calls worse."""
 
 import contextlib
-import importlib.machinery
-import importlib.util
 import io
 import unittest
 from unittest import mock
 
-from support import TOOLS
-
-
-def tool():
-    loader = importlib.machinery.SourceFileLoader("regress",
-                                                  str(TOOLS / "regress"))
-    module = importlib.util.module_from_spec(
-        importlib.util.spec_from_loader("regress", loader))
-    loader.exec_module(module)
-    return module
+from support import tool
 
 
 class Difference(unittest.TestCase):
@@ -25,7 +14,7 @@ class Difference(unittest.TestCase):
         """(passed, failed), and what was printed of test "a b"."""
         out, states = io.StringIO(), ({"a b": before}, {"a b": after})
         with contextlib.redirect_stdout(out):
-            counts = tool().judge(states, new=not cover)
+            counts = tool("regress").judge(states, new=not cover)
         heads = out.getvalue().splitlines()
         return *counts, [heads[n - 1].split(":")[0] for n, x in
                          enumerate(heads) if x.startswith("  a")]
@@ -55,10 +44,10 @@ class Difference(unittest.TestCase):
     def test_tests_that_must_run(self):
         """All of COVER, of which the test "a b" is none."""
         self.assertEqual(self.judge(["pass"], ["pass"], cover=True)[:2],
-                         (1, len(tool().COVER)))
+                         (1, len(tool("regress").COVER)))
 
     def test_repeats_what_got_worse_alone(self):
-        regress = tool()
+        regress = tool("regress")
         states = ({"a x": ["pass"], "a y": ["pass"], "b": ["pass"]},
                   {"a x": ["fail"], "a y": ["pass"], "b": ["pass"]})
         with mock.patch.object(regress, "run", side_effect=[
@@ -71,7 +60,8 @@ class Difference(unittest.TestCase):
 
     def test_progress(self):
         self.assertEqual(
-            tool().meson_progress(" 3/12 qemu:unit / test-x        OK  0.1s"),
+            tool("regress").meson_progress(
+                " 3/12 qemu:unit / test-x        OK  0.1s"),
             (0.25, "qemu:unit / test-x"))
 
 
