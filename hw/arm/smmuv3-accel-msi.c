@@ -26,9 +26,6 @@
 
 #define TYPE_SMMUV3_ACCEL_MSI_REGION "arm-smmuv3-accel-msi-region"
 
-/* A doorbell page has the size of the smallest translation granule. */
-#define DOORBELL_PAGE_MASK MAKE_64BIT_MASK(0, 12)
-
 /* What an access is for: the IOMMU indexes of the region. */
 enum {
     MSI_DELIVER,    /* QEMU sends a message */

@@ -21,8 +21,6 @@
 #include "smmuv3-internal.h"
 #include "smmuv3-accel.h"
 
-#define DOORBELL_PAGE_MASK MAKE_64BIT_MASK(0, 12)
-
 /* What a message to a page comes to */
 typedef struct MessagePage {
     gint64 giova;
