@@ -104,7 +104,6 @@ static void bench_start(Bench *b)
     Machine *m = b->m;
 
     m->qts = host_double_qtest_init(m->hd, m->args->str);
-    unlink(m->bios);
     qpci_init_generic(&m->gbus, m->qts, NULL, false);
 }
 

@@ -228,8 +228,7 @@ static Machine *machine_for_start(HDDevice **dev)
 
 static void free_unstarted(Machine *m)
 {
-    unlink(m->bios);
-    g_free(m->bios);
+    memory_file_free(m->bios);
     g_string_free(m->args, true);
     host_double_free(m->hd);
     g_free(m);
@@ -447,7 +446,7 @@ static void plug_stop(Plug *p)
     g_free(p->other_pci);
     g_free(p->port);
     machine_stop(p->m);
-    messages_free(p->messages);
+    memory_file_free(p->messages);
 }
 
 static void assert_gone(Plug *p, const Fault *f, const char *text)
@@ -987,7 +986,7 @@ static void guest_stop(Guest *s)
     }
     g_free(s->other);
     machine_stop(s->m);
-    messages_free(s->messages);
+    memory_file_free(s->messages);
     g_string_free(s->text, true);
 }
 
@@ -1126,7 +1125,7 @@ static void test_eventfds(void)
         read_messages(messages, text);
     }
     one_device_stop(&t);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 int main(int argc, char **argv)

@@ -331,7 +331,7 @@ static void test_ats(void)
                         ats ? QSMMU_STE_ABORT : s1(t.domain));
         assert_no_message(messages);
         one_device_stop(&t);
-        messages_free(messages);
+        memory_file_free(messages);
     }
 }
 
@@ -390,7 +390,7 @@ static void test_failure(void)
             assert_no_message(messages);
         }
         one_device_stop(&t);
-        messages_free(messages);
+        memory_file_free(messages);
     }
 }
 
@@ -432,7 +432,7 @@ static void test_stray(void)
     assert_no_message(messages);
     g_free(other);
     one_device_stop(&t);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /* Root ports on pcie.0 at 1.0, 2.0 and so on, whose IDs are rp, rp1, ... */
@@ -478,7 +478,7 @@ static void test_veventq_failure(void)
     }
     g_free(port);
     machine_stop(m);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /* A device that comes second gets what its SMMU does, too. */
@@ -579,7 +579,7 @@ static void test_plug_failure(void)
     g_free(domain);
     g_free(port);
     machine_stop(m);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /* A device needs no ID, even if it comes as a descriptor. */
@@ -614,7 +614,7 @@ static void test_other_host_smmu(void)
     assert_no_message(messages);
     g_free(port);
     one_device_stop(&t);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /*
@@ -664,7 +664,7 @@ static void test_replaced_device(void)
     g_free(domain);
     g_free(port);
     machine_stop(m);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /* The SMMU does not notice a function level reset. */
@@ -719,7 +719,7 @@ static void two_ports_stop(TwoPorts *t)
     g_free(t->domain[0]);
     g_free(t->domain[1]);
     machine_stop(t->m);
-    messages_free(t->messages);
+    memory_file_free(t->messages);
 }
 
 static void assert_event_from(Machine *m, HDDevice *dev, uint32_t sid)
@@ -982,7 +982,7 @@ static void test_switch_unplugged(void)
     g_free(port);
     g_free(domain);
     machine_stop(m);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 /*
@@ -1208,7 +1208,7 @@ static void test_invalidation_failure(void)
         }
     }
     one_device_stop(&t);
-    messages_free(messages);
+    memory_file_free(messages);
 }
 
 int main(int argc, char **argv)

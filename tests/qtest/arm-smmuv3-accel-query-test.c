@@ -40,7 +40,7 @@ static Activity activity(Machine *m)
             a.events[i] = qsmmu_events(&m->smmu[i]);
         }
     }
-    if (m->log_fd >= 0) {
+    if (m->log) {
         a.logged = traced(m, "\n");
     }
     return a;

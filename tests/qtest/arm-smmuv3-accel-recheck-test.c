@@ -731,7 +731,7 @@ static void test_sync_interrupt(void)
     Routed r = routed_start();
     QSMMUGuest *g = &r.t.m->smmu[0];
     QTestState *qts = r.t.m->qts;
-    g_autofree char *path = NULL, *text = NULL;
+    g_autofree char *text = NULL;
     const char *walk, *irq;
 
     if (!machine_can_trace()) {
@@ -747,8 +747,7 @@ static void test_sync_interrupt(void)
     g_assert_cmphex(qsmmu_issue_queued(g), ==, g->cmdq_prod);
     g_assert_false(is_routed(&r.t, 0));
 
-    path = g_strdup_printf("/proc/self/fd/%d", r.t.m->log_fd);
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_true(g_file_get_contents(r.t.m->log, &text, NULL, NULL));
     walk = strstr(text + r.t.m->log_mark, "smmuv3_accel_msi_translate ");
     irq = strstr(text + r.t.m->log_mark, "smmuv3_trigger_irq ");
     g_assert_nonnull(walk);

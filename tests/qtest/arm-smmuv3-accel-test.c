@@ -44,27 +44,21 @@ typedef struct AccelTest {
 } AccelTest;
 
 /* accel=on wants firmware, which a qtest does not run. */
-static char *make_bios(void)
+static char *accel_args(const char *machine, const char *properties)
 {
-    static const char zeroes[4096];
-    char *path;
-    int fd = g_file_open_tmp("arm-smmuv3-accel-test-XXXXXX", &path, NULL);
+    static int bios = -1;
 
-    g_assert_cmpint(fd, >=, 0);
-    g_assert_cmpint(write(fd, zeroes, sizeof(zeroes)), ==, sizeof(zeroes));
-    close(fd);
-    return path;
-}
-
-static char *accel_args(const char *bios, const char *machine,
-                        const char *properties)
-{
+    if (bios < 0) {
+        bios = memfd_create("firmware", MFD_CLOEXEC);
+        g_assert_cmpint(ftruncate(bios, 4096), ==, 0);
+    }
     return g_strdup_printf(
-        "-machine virt,%s -cpu max -smp 1 -m 512 -net none -bios %s "
+        "-machine virt,%s -cpu max -smp 1 -m 512 -net none "
+        "-bios /proc/%d/fd/%d "
         "-device arm-smmuv3,primary-bus=pcie.0,accel=on,"
         "ril=on,ats=off,oas=44,%s "
         "-device pcie-root-port,id=rp1,addr=1.0,chassis=1",
-        machine, bios, properties);
+        machine, getpid(), bios, properties);
 }
 
 static void map(AccelTest *t, uint64_t giova, uint64_t pte)
@@ -94,15 +88,10 @@ static void map_page(AccelTest *t, uint64_t giova, uint64_t gpa)
 static AccelTest *accel_start(const char *properties)
 {
     AccelTest *t = g_new0(AccelTest, 1);
-    g_autofree char *bios = NULL;
-    g_autofree char *args = NULL;
+    g_autofree char *args = accel_args("gic-version=3", properties);
     uint8_t cap;
 
-    bios = make_bios();
-    args = accel_args(bios, "gic-version=3", properties);
     t->qts = qtest_init(args);
-    unlink(bios);
-
     qpci_init_generic(&t->gbus, t->qts, NULL, false);
     t->port = qpci_device_find(&t->gbus.bus, PORT_DEVFN);
     g_assert_nonnull(t->port);
@@ -206,9 +195,7 @@ static void set_ste_substreams(AccelTest *t, uint32_t s1cdmax, uint32_t s1dss)
 
 static void test_no_msi_controller(void)
 {
-    g_autofree char *bios = make_bios();
-    g_autofree char *args = accel_args(bios, "gic-version=3,msi=off",
-                                       "ssidsize=0");
+    g_autofree char *args = accel_args("gic-version=3,msi=off", "ssidsize=0");
     /* A device that there is not ends QEMU in any case. */
     g_autofree char *command = g_strdup_printf(
         "%s -accel qtest -nodefaults -display none %s -device no-such-device",
@@ -219,7 +206,6 @@ static void test_no_msi_controller(void)
 
     g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
                                             &error));
-    unlink(bios);
     g_test_message("%s", err);
     g_assert_cmpint(status, !=, 0);
     g_assert_nonnull(strstr(err, "accel=on needs an MSI controller"));

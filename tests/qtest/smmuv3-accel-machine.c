@@ -13,16 +13,19 @@
 
 #define GICR_BASE       0x080a0000ull
 
-static char *make_bios(void)
+char *memory_file_new(const char *name, uint64_t size)
 {
-    static const char zeroes[4096];
-    char *path;
-    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+    int fd = memfd_create(name, MFD_CLOEXEC);
 
     g_assert_cmpint(fd, >=, 0);
-    g_assert_cmpint(write(fd, zeroes, sizeof(zeroes)), ==, sizeof(zeroes));
-    close(fd);
-    return path;
+    g_assert_cmpint(ftruncate(fd, size), ==, 0);
+    return g_strdup_printf("/proc/%d/fd/%d", getpid(), fd);
+}
+
+void memory_file_free(char *path)
+{
+    close(atoi(strrchr(path, '/') + 1));
+    g_free(path);
 }
 
 Machine *machine_new(const char *gic, const char *properties)
@@ -30,8 +33,8 @@ Machine *machine_new(const char *gic, const char *properties)
     Machine *m = g_new0(Machine, 1);
 
     m->hd = host_double_new();
-    m->log_fd = -1;
-    m->bios = make_bios(); /* accel=on wants firmware, a qtest runs none */
+    /* accel=on wants firmware, a qtest runs none */
+    m->bios = memory_file_new("firmware", 4096);
     m->args = g_string_new(NULL);
     g_string_printf(m->args,
                     "-machine virt,%s -cpu max -smp 1 -m 512 -net none "
@@ -47,7 +50,7 @@ Machine *machine_new_emulated(const char *args)
     Machine *m = g_new0(Machine, 1);
 
     m->hd = host_double_new();
-    m->bios = make_bios();
+    m->bios = memory_file_new("firmware", 4096);
     m->args = g_string_new(NULL);
     g_string_printf(m->args, "-machine virt,gic-version=3 "
                     "-cpu max -smp 1 -m 512 -net none "
@@ -102,21 +105,16 @@ bool machine_can_trace(void)
 
 void machine_trace(Machine *m, const char *events)
 {
-    int fd = memfd_create("arm-smmuv3-accel-log", MFD_CLOEXEC);
-
-    g_assert_cmpint(fd, >=, 0);
-    m->log_fd = fd;
-    g_string_append_printf(m->args, "-D /proc/%d/fd/%d -d %s ", getpid(), fd,
-                           events);
+    m->log = memory_file_new("log", 0);
+    g_string_append_printf(m->args, "-D %s -d %s ", m->log, events);
 }
 
 unsigned traced(Machine *m, const char *what)
 {
-    g_autofree char *path = g_strdup_printf("/proc/self/fd/%d", m->log_fd);
     g_autofree char *text = NULL;
     unsigned n = 0;
 
-    g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
+    g_assert_true(g_file_get_contents(m->log, &text, NULL, NULL));
     for (const char *p = text + m->log_mark; (p = strstr(p, what)); p++) {
         n++;
     }
@@ -127,14 +125,13 @@ void trace_mark(Machine *m)
 {
     struct stat st;
 
-    g_assert_cmpint(fstat(m->log_fd, &st), ==, 0);
+    g_assert_cmpint(stat(m->log, &st), ==, 0);
     m->log_mark = st.st_size;
 }
 
 void machine_start(Machine *m)
 {
     m->qts = host_double_qtest_init(m->hd, m->args->str);
-    unlink(m->bios);
     qpci_init_generic(&m->gbus, m->qts, NULL, false);
     for (int i = 0; i < ARRAY_SIZE(m->smmu); i++) {
         qsmmu_guest_init(&m->smmu[i], m->qts, SMMU_BASE(i), TABLES(i),
@@ -158,10 +155,10 @@ void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu)
 void machine_stop(Machine *m)
 {
     qtest_quit(m->qts);
-    if (m->log_fd >= 0) {
-        close(m->log_fd);
+    if (m->log) {
+        memory_file_free(m->log);
     }
-    g_free(m->bios);
+    memory_file_free(m->bios);
     g_string_free(m->args, true);
     host_double_free(m->hd);
     g_free(m);
@@ -232,11 +229,8 @@ void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
 
 char *catch_messages(Machine *m)
 {
-    char *path;
-    int fd = g_file_open_tmp("arm-smmuv3-accel-XXXXXX", &path, NULL);
+    char *path = memory_file_new("messages", 0);
 
-    g_assert_cmpint(fd, >=, 0);
-    close(fd);
     g_string_append_printf(m->args, "2>>%s ", path);
     return path;
 }
@@ -263,12 +257,6 @@ void assert_no_message(const char *path)
 
     g_assert_true(g_file_get_contents(path, &text, NULL, NULL));
     g_assert_cmpstr(text, ==, "");
-}
-
-void messages_free(char *path)
-{
-    unlink(path);
-    g_free(path);
 }
 
 unsigned count_fds(Machine *m)

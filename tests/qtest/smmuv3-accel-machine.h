@@ -65,7 +65,7 @@ typedef struct Machine {
     QTestState *qts;
     QGenericPCIBus gbus;
     QSMMUGuest smmu[2];
-    int log_fd;             /* of machine_trace(), or -1 */
+    char *log;              /* of machine_trace() */
     off_t log_mark;
 } Machine;
 
@@ -152,13 +152,18 @@ void change_msix(QPCIDevice *pci, uint16_t clear, uint16_t set);
 void enable_msi(QPCIDevice *pci, uint64_t address, uint16_t data,
                 unsigned log_vectors);
 
-/* Have QEMU's messages go to a file from when it starts. */
+/*
+ * The path of a file in memory, which is gone with this process at the latest
+ */
+char *memory_file_new(const char *name, uint64_t size);
+void memory_file_free(char *path);
+
+/* Have QEMU's messages go to such a file from when it starts. */
 char *catch_messages(Machine *m);
 
 /* How many messages have @what in them, since the last time */
 unsigned take_messages(const char *path, const char *what);
 void assert_no_message(const char *path);
-void messages_free(char *path);
 
 /* How many file descriptors QEMU has open */
 unsigned count_fds(Machine *m);

@@ -1083,7 +1083,6 @@ static void arm_smmuv3_accel_start(QTestState *s)
     HDShared *hd = f.m->hd->shm;
 
     f.m->qts = s;
-    unlink(f.m->bios);
     f.ram = memory_region_get_ram_ptr(current_machine->ram);
     for (int i = 0; i < ARRAY_SIZE(canaries); i++) {
         memset(f.ram + (canaries[i] - RAM_BASE), CANARY, 4096);
