@@ -94,6 +94,13 @@ regress: ## Run QEMU's own tests without and with the series, print what differs
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/regress $(TESTS)
 
+.PHONY: docs
+docs: ## Build QEMU's documentation, and compare arm-smmuv3's help with the manual
+	$(Q)sh tools/deps docs
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/build qemu
+	$(Q)$(TOOL) tools/docs
+
 .PHONY: coverage
 coverage: deps ## Print which lines of ours the qtests run, and list the others
 	$(Q)$(TOOL) tools/tree --keep
