@@ -94,6 +94,14 @@ regress: ## Run QEMU's own tests without and with the series, print what differs
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/regress $(TESTS)
 
+SUITES ?= bookworm,trixie
+TARGETS ?= demo,test
+
+.PHONY: fresh
+fresh: ## Run demo and test on clean Debian 12 and 13 (SUITES=, TARGETS=; hours)
+	$(Q)sh tools/deps roots
+	$(Q)$(TOOL) tools/fresh $(SUITES) $(TARGETS)
+
 .PHONY: docs
 docs: ## Build QEMU's documentation, and compare arm-smmuv3's help with the manual
 	$(Q)sh tools/deps docs
