@@ -20,7 +20,6 @@ MANUAL = r"""
 .B \fB\-device arm\-smmuv3,primary\-bus=id[,option=...]\fP
 .B \fBprimary\-bus=id\fP
 .B \fBaccel=on|off\fP (default: off)
-.B \fBsmmu_per_bus=on|off\fP (default: off)
 .B \fBoas=val|auto\fP (supported values are 44 and 48. default: auto)
 .UNINDENT
 .B \fB\-device amd\-iommu[,option=...]\fP
@@ -29,7 +28,7 @@ MANUAL = r"""
 
 
 class Options(unittest.TestCase):
-    AGREED = {"accel": "off", "smmu_per_bus": "off", "oas": "auto"}
+    AGREED = {"accel": "off", "oas": "auto"}
 
     def setUp(self):
         self.docs = tool("docs")
