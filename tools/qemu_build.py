@@ -180,16 +180,19 @@ def cross_options(env):
 
 # Firmware: Debian's source has none
 
-BOOT_ROMS = Path("/usr/lib/ipxe/qemu")
+BOOT_ROM = "efi-virtio.rom"
+# Of Debian 12, and later
+BOOT_ROMS = [Path("/usr/lib/ipxe/qemu"), Path("/usr/share/qemu")]
 
 
 def boot_roms(folder):
     """Network cards want one; QEMU looks here when it runs in @folder."""
-    if not (BOOT_ROMS / "efi-virtio.rom").exists():
-        die(f"{BOOT_ROMS}/efi-virtio.rom is not there", "make deps")
+    roms = [path for path in BOOT_ROMS if (path / BOOT_ROM).exists()]
+    if not roms:
+        die(f"ipxe's {BOOT_ROM} is not there", "make deps")
     place = folder / "qemu-bundle/usr/local/share/qemu-firmware"
     place.parent.mkdir(parents=True, exist_ok=True)
-    place.symlink_to(BOOT_ROMS)
+    place.symlink_to(roms[0])
 
 
 def firmware(source):
