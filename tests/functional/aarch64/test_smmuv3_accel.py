@@ -46,7 +46,9 @@ NVME, NVME_SID = '0000:01:00.0', 0x100
 SECOND, SECOND_SID = '0000:02:00.0', 0x900
 E1000E, IGBVF = '0000:02:00.0', '0000:03:10.0'
 DEVICE = f'vfio-pci,host={NVME},bus=rp,iommufd=iommufd0,romfile=,id=nvme'
-GITS_TRANSLATER = 0x8090040     # in L2
+# In L2
+GITS_TRANSLATER = 0x8090040
+V2M_SETSPI_NS = 0x8020040
 MARKER = 0x600dcafe
 
 L2_LIMIT = 150                  # seconds; L1 then ends L2 and saves the logs
@@ -71,6 +73,8 @@ class Scenario(NamedTuple):
     job: str = 'io'             # of l2-init
     mem: int = 1                # GiB
     upstream: str = ''          # lost by unpatched QEMU: 'all' or 'masked'
+    machine: str = 'gic-version=3,its=on'
+    doorbell: int = GITS_TRANSLATER
     # Beside the one NVMe
     l0: str = ''                # arguments of L0
     l1: str = ''                # what L1 does before L2
@@ -127,6 +131,10 @@ SCENARIOS = {
     'hotplug': Scenario('pcie_ports=native', job='hotplug'),
     'kexec': Scenario(job='second_kernel'),
     'l2_vfio': Scenario(job='l2_vfio'),
+    'gicv2m': Scenario(machine='gic-version=3,msi=gicv2m',
+                       doorbell=V2M_SETSPI_NS),
+    'user_gic': Scenario(machine='gic-version=2,kernel-irqchip=off',
+                         doorbell=V2M_SETSPI_NS, irqfd=False, upstream='all'),
 }
 
 
@@ -264,11 +272,12 @@ class SmmuV3Accel(QemuSystemTest):
                   f'job={self.row.job} read_mib={self.read_mib()} '
                   f'block={block} '
                   f'device={DEVICE} {self.row.params}')
-        irqfd = [] if self.row.irqfd else [
-            '-global', 'vfio-pci.x-no-kvm-msix=on',
-            '-global', 'vfio-pci.x-no-kvm-msi=on']
+        irqfd = []
+        if not self.row.irqfd and 'kernel-irqchip' not in self.row.machine:
+            irqfd = ['-global', 'vfio-pci.x-no-kvm-msix=on',
+                     '-global', 'vfio-pci.x-no-kvm-msi=on']
         return f'#!/bin/sh\nset -e\n{self.row.l1}\nexec ' + shlex.join([
-            '/qemu', '-M', 'virt,gic-version=3,its=on', '-accel', 'kvm',
+            '/qemu', '-M', f'virt,{self.row.machine}', '-accel', 'kvm',
             '-cpu', 'host', '-m', f'{self.row.mem}G', '-nodefaults',
             '-display', 'none', '-serial', 'stdio', '-no-reboot',
             '-bios', '/QEMU_EFI.fd', '-kernel', '/Image',
@@ -377,8 +386,7 @@ class SmmuV3Accel(QemuSystemTest):
 
         trace = self.log_text('qemu.log')
         res = {'scenario': self.name, 'upstream': self.upstream,
-               'read_mib': self.read_mib(), 'its': GITS_TRANSLATER,
-               **self.row._asdict()}
+               'read_mib': self.read_mib(), **self.row._asdict()}
         for name, value in re.findall(r'^lab: (\w+)=(.*)$', console, re.M):
             try:
                 value = int(value, 0)
@@ -485,14 +493,14 @@ class SmmuV3Accel(QemuSystemTest):
 
     def check_translations(self, res):
         """The device's own region translated the doorbell, as it should."""
-        good = [res['seen_doorbell'], GITS_TRANSLATER, self.row.outcome]
+        good = [res['seen_doorbell'], self.row.doorbell, self.row.outcome]
         sent = [t for how, *t in res['translations'] if how == 'deliver']
         self.assertEqual(sent, [good] * sum(res['by_qemu']))
         if self.row.irqfd:
             self.assertIn(self.looked_up(*good), res['translations'])
             self.assertIn(good[:2], res['kvm_routes'])
         if self.row.outcome != 'translated':
-            self.assertEqual(res['seen_doorbell'], GITS_TRANSLATER)
+            self.assertEqual(res['seen_doorbell'], self.row.doorbell)
 
     def check_loss(self, res):
         """Unpatched QEMU: what it sent itself never became an interrupt."""
@@ -582,7 +590,7 @@ class SmmuV3Accel(QemuSystemTest):
         self.assertEqual(self.sent(SECOND, trace), [])
         if not self.upstream:
             self.assertIn(self.looked_up(res['seen_second_doorbell'],
-                                         GITS_TRANSLATER, 'translated'),
+                                         self.row.doorbell, 'translated'),
                           self.translations(SECOND_SID, trace))
 
     def check_network(self):
@@ -626,6 +634,14 @@ class SmmuV3Accel(QemuSystemTest):
         """A second kernel takes over SMMU, ITS and NVMe"""
         res = self.run_scenario()
         self.check_io(res, 'before')
+
+    def test_gicv2m(self):
+        """The doorbell of a GICv2m, interrupts by KVM"""
+        self.run_scenario()
+
+    def test_user_gic(self):
+        """KVM without an interrupt controller: QEMU has the GIC"""
+        self.run_scenario()
 
     def test_l2_vfio(self):
         """L2's own vfio cannot have the NVMe: its RMR wants a 1:1 map"""

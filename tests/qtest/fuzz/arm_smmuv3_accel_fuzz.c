@@ -15,6 +15,8 @@
  * - no write to a page that the guest did not map, see "Canaries";
  * - no route that leads elsewhere than the tables say, or not to a doorbell.
  *
+ * A device is plugged and unplugged, and the monitor asks for all devices.
+ *
  * Each input begins after a system reset in the same process, and the host's
  * part is put back, too: what outlives a reset would be found as well.
  *
@@ -29,6 +31,10 @@
 #include "hw/pci/msix.h"
 #include "hw/pci/pci_bridge.h"
 #include "hw/pci/pci_device.h"
+#include "monitor/qdev.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-misc-arm.h"
+#include "qobject/qdict.h"
 #include "system/address-spaces.h"
 #include "system/memory.h"
 #include "system/runstate.h"
@@ -75,7 +81,8 @@ static const uint64_t canaries[] = {
 enum {
     NUM_SMMUS = 2,
     NUM_DOMAINS = 4,
-    NUM_VFIO = 3,
+    NUM_VFIO = 4,
+    HOT = 3,            /* this one is plugged into rp1 */
     MAX_STEPS = 256,
 };
 
@@ -87,14 +94,15 @@ typedef struct Function {
     uint16_t bdf;
     uint8_t bus;
     uint64_t bar[2];    /* with registers, and with MSI-X */
-    bool empty;         /* nothing is on the second bus */
-    PCIDevice *pdev;
+    bool hotplug;       /* the second bus is for a device that comes and goes */
+    PCIDevice *pdev;    /* NULL: it is not there */
 } Function;
 
 static Function functions[] = {
     { "vfio0", 0x0010, 0, { 0x10100000, 0x10110000 } },
     { "vfio1", 0x0100, 0, { 0x10200000, 0x10210000 } },
     { "vfio2", 0x0500, 0, { 0x10300000, 0x10310000 } },
+    { "vfio3", 0x0200, 0, { 0x10500000, 0x10510000 } },
     { "rp0", 0x0008, 1, { 0, 0x10010000 } },
     { "rp1", 0x0018, 2, { 0, 0x10020000 }, true },
     { "rp2", 0x0400, 5, { 0, 0x10400000 } },
@@ -109,7 +117,8 @@ static struct {
     uint8_t *ram;
     HDMap *maps;                    /* after a reset */
     unsigned num_maps;
-    uint8_t config[NUM_VFIO][PCI_CFG_SPACE_EXP_SIZE];
+    unsigned objects[HD_VEVENTQ];   /* of the host's iommufd, then, by type */
+    uint8_t config[HOT][PCI_CFG_SPACE_EXP_SIZE];
 
     /* The input */
     const uint8_t *data;
@@ -117,10 +126,21 @@ static struct {
     bool strict;
     bool irqs_failed;               /* the host's calls for interrupts */
     bool was_reset;
+    unsigned plugged;               /* how often */
     uint32_t prod[NUM_SMMUS];
     unsigned split[NUM_SMMUS];      /* of the stream table, 0 if it is linear */
     unsigned granule[NUM_DOMAINS];
 } f;
+
+static void G_GNUC_PRINTF(1, 2) G_NORETURN fail(const char *fmt, ...)
+{
+    va_list ap;
+
+    va_start(ap, fmt);
+    error_vreport(fmt, ap);
+    va_end(ap);
+    abort();
+}
 
 /* The input */
 
@@ -141,6 +161,13 @@ static unsigned pick(unsigned n)
 }
 
 #define PICK(array) ((array)[pick(ARRAY_SIZE(array))])
+
+static Function *pick_function(void)
+{
+    Function *fn = &PICK(functions);
+
+    return fn->pdev ? fn : &functions[0];
+}
 
 /* Rules for words, see "Canaries" */
 
@@ -510,7 +537,7 @@ static void write_config(Function *fn, unsigned at, unsigned size,
     unsigned slot = pdev->exp.exp_cap + PCI_EXP_SLTCTL;
 
     /* A slot without power loses its device for good. */
-    if (fn->bus && !fn->empty && at < slot + 2 && at + size > slot) {
+    if (fn->bus && !fn->hotplug && at < slot + 2 && at + size > slot) {
         return;
     }
     /* Words of a message have rules. */
@@ -529,7 +556,7 @@ static void write_config(Function *fn, unsigned at, unsigned size,
 
 static void step_config(void)
 {
-    Function *fn = &PICK(functions);
+    Function *fn = pick_function();
     PCIDevice *pdev = fn->pdev;
     const struct {
         uint16_t at, size;
@@ -562,7 +589,7 @@ static void step_config(void)
 
 static void step_msi(void)
 {
-    Function *fn = &PICK(functions);
+    Function *fn = pick_function();
     unsigned cap = fn->pdev->msi_cap, how = get(1);
     uint64_t giova;
 
@@ -586,7 +613,7 @@ static void step_msi(void)
 /* The entry of a vector, in whatever order and size */
 static void step_msix(void)
 {
-    Function *fn = &PICK(functions);
+    Function *fn = pick_function();
     unsigned vector = pick(8), how = get(1), cap = fn->pdev->msix_cap;
     uint64_t entry = fn->bar[1] + vector * PCI_MSIX_ENTRY_SIZE;
     uint64_t giova;
@@ -615,7 +642,7 @@ static void step_msix(void)
 /* The BARs, where words at a multiple of 8 may be those of a message */
 static void step_bar(void)
 {
-    uint64_t addr = PICK(functions).bar[pick(2)];
+    uint64_t addr = pick_function()->bar[pick(2)];
     unsigned size = 1 << pick(4);
     uint64_t at = get(2), value = get(size);
 
@@ -724,7 +751,7 @@ static void step_signal(void)
 
 static void step_reset(void)
 {
-    Function *fn = &PICK(functions);
+    Function *fn = pick_function();
 
     if (pick(4) || f.strict || f.was_reset) {
         device_cold_reset(DEVICE(fn->pdev));
@@ -734,23 +761,101 @@ static void step_reset(void)
     }
 }
 
+/* As firmware leaves it */
+static void start_function(const Function *fn)
+{
+    uint64_t at = ECAM + (fn->bdf << 12);
+
+    write_sized(at + PCI_BASE_ADDRESS_0, 4, fn->bar[0]);
+    write_sized(at + PCI_BASE_ADDRESS_2, 4, fn->bar[1]);
+    write_sized(at + PCI_COMMAND, 2, PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+}
+
+/* Plug the device, or ask the guest to let it go. */
+static void step_plug(void)
+{
+    Function *fn = &functions[HOT];
+    Error *err = NULL;
+
+    if (fn->pdev) {
+        qdev_unplug(DEVICE(fn->pdev), &err);
+    } else if (f.plugged++ < 2) { /* it is slow */
+        int fd = dup(f.m->hd->shm->devices[HOT].fd);
+        g_autofree char *name = g_strdup_printf("%d", fd);
+        QDict *opts = qdict_new();
+        DeviceState *dev;
+
+        g_assert_cmpint(fd, >=, 0);
+        qdict_put_str(opts, "driver", "vfio-pci");
+        qdict_put_str(opts, "id", fn->id);
+        qdict_put_str(opts, "fd", name);
+        qdict_put_str(opts, "iommufd", "iommufd0");
+        qdict_put_str(opts, "rombar", "0");
+        qdict_put_str(opts, "bus", "rp1");
+        dev = qdev_device_add_from_qdict(opts, false, &err);
+        qobject_unref(opts);
+        if (dev) {
+            fn->pdev = PCI_DEVICE(dev);
+            object_unref(dev);
+            start_function(fn);
+        }
+    }
+    error_free(err);
+}
+
+/* The guest may have let it go. */
+static void look_for_hot_device(void)
+{
+    Function *fn = &functions[HOT];
+
+    if (fn->pdev && pci_qdev_find_device(fn->id, &fn->pdev) < 0) {
+        fn->pdev = NULL;
+    }
+}
+
+static void remove_hot_device(void)
+{
+    DeviceState *dev = DEVICE(functions[HOT].pdev);
+
+    functions[HOT].pdev = NULL;
+    if (dev) {
+        hotplug_handler_unplug(qdev_get_hotplug_handler(dev), dev,
+                               &error_abort);
+        object_unparent(OBJECT(dev));
+    }
+    if (f.plugged) {
+        drain_call_rcu(); /* the host's part is given back then */
+    }
+}
+
+/* It must change nothing, and name each device that is there. */
+static void step_query(void)
+{
+    uint64_t calls = f.m->hd->shm->num_calls;
+    ArmSMMUv3AccelInfoList *list = qmp_query_arm_smmuv3_accel(&error_abort);
+    unsigned n = 0, devices = 0;
+
+    for (ArmSMMUv3AccelInfoList *item = list; item; item = item->next) {
+        n++;
+    }
+    for (int d = 0; d < NUM_VFIO; d++) {
+        devices += !!functions[d].pdev;
+    }
+    if (n != devices || f.m->hd->shm->num_calls != calls) {
+        fail("a query has %u of %u devices and called the host %" PRIu64
+             " times", n, devices, f.m->hd->shm->num_calls - calls);
+    }
+    qapi_free_ArmSMMUv3AccelInfoList(list);
+}
+
 static void (*const steps[])(void) = {
     step_register, step_enable, step_ste, step_cd, step_map, step_flip,
     step_poke, step_command, step_config, step_msi, step_msix, step_bar,
-    step_fire, step_event, step_fail, step_signal, step_reset,
+    step_fire, step_event, step_fail, step_signal, step_reset, step_plug,
+    step_query,
 };
 
 /* What has to be true */
-
-static void G_GNUC_PRINTF(1, 2) G_NORETURN fail(const char *fmt, ...)
-{
-    va_list ap;
-
-    va_start(ap, fmt);
-    error_vreport(fmt, ap);
-    va_end(ap);
-    abort();
-}
 
 static bool same_map(const HDMap *a, const HDMap *b)
 {
@@ -810,6 +915,30 @@ static void check_maps(bool after_reset)
     }
 }
 
+static unsigned count_objects(HDType type)
+{
+    const HDObject *objects = f.m->hd->shm->objects;
+    unsigned n = 0;
+
+    for (int i = 0; i < HD_MAX_OBJECTS; i++) {
+        n += objects[i].type == type;
+    }
+    return n;
+}
+
+/* What comes with the first use of a stream or event queue stays. */
+static void check_objects(void)
+{
+    for (HDType type = HD_DEVICE; type <= HD_VEVENTQ; type++) {
+        unsigned n = count_objects(type);
+
+        if (type == HD_VDEVICE ? n > HOT :
+            type == HD_VEVENTQ ? n > NUM_SMMUS : n != f.objects[type]) {
+            fail("the host has %u objects of type %d after a reset", n, type);
+        }
+    }
+}
+
 static void check_canaries(void)
 {
     for (int i = 0; i < ARRAY_SIZE(canaries); i++) {
@@ -834,7 +963,8 @@ static PCIDevice *find_vector(int fd, unsigned *index, unsigned *vector)
 
             *index = msi ? VFIO_PCI_MSI_IRQ_INDEX : VFIO_PCI_MSIX_IRQ_INDEX;
             *vector = msi ? i : i - dev->num_msi;
-            if (dev->vectors[hd_vector(*index, *vector)].fd == fd) {
+            if (functions[d].pdev &&
+                dev->vectors[hd_vector(*index, *vector)].fd == fd) {
                 return functions[d].pdev;
             }
         }
@@ -957,7 +1087,6 @@ static void stop_failing(void)
 
 /* Before and after an input */
 
-/* As firmware leaves it */
 static void start_pci(void)
 {
     for (int i = NUM_VFIO; i < ARRAY_SIZE(functions); i++) {
@@ -969,17 +1098,12 @@ static void start_pci(void)
         write_sized(at + PCI_BASE_ADDRESS_0, 4, port->bar[1]);
         write_sized(at + PCI_MEMORY_BASE, 4,
                     port->bus == 1 ? 0x10201020 :
-                    port->bus == 5 ? 0x10301030 : 0x0000fff0);
+                    port->bus == 2 ? 0x10501050 : 0x10301030);
         write_sized(at + PCI_COMMAND, 2,
                     PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
     }
-    for (int i = 0; i < NUM_VFIO; i++) {
-        uint64_t at = ECAM + (functions[i].bdf << 12);
-
-        write_sized(at + PCI_BASE_ADDRESS_0, 4, functions[i].bar[0]);
-        write_sized(at + PCI_BASE_ADDRESS_2, 4, functions[i].bar[1]);
-        write_sized(at + PCI_COMMAND, 2,
-                    PCI_COMMAND_MEMORY | PCI_COMMAND_MASTER);
+    for (int i = 0; i < HOT; i++) {
+        start_function(&functions[i]);
     }
 }
 
@@ -989,6 +1113,7 @@ static void start_input(const uint8_t *data, size_t size)
     f.size = size;
     f.strict = pick(2);
     f.irqs_failed = f.was_reset = false;
+    f.plugged = 0;
     memset(f.prod, 0, sizeof(f.prod));
     memset(f.split, 0, sizeof(f.split));
     for (int d = 0; d < NUM_DOMAINS; d++) {
@@ -1016,6 +1141,11 @@ static void end_input(void)
     check_routes(true);
     check_maps(false);
 
+    remove_hot_device();
+    if (f.m->hd->shm->devices[HOT].bound_fd != HD_NONE) {
+        fail("the host's device is still in use after it was unplugged");
+    }
+
     for (int d = 0; d < NUM_VFIO && f.irqs_failed; d++) {
         forget_interrupts(&f.m->hd->shm->devices[d]);
     }
@@ -1023,7 +1153,7 @@ static void end_input(void)
     qemu_system_reset(SHUTDOWN_CAUSE_GUEST_RESET);
     memory_region_transaction_commit();
     flush_events(f.m->qts);
-    for (int d = 0; d < NUM_VFIO; d++) {
+    for (int d = 0; d < HOT; d++) {
         HDDevice *dev = &f.m->hd->shm->devices[d];
         ssize_t ret = pwrite(dev->fd, f.config[d], sizeof(f.config[d]),
                              HD_REGION_OFFSET(VFIO_PCI_CONFIG_REGION_INDEX));
@@ -1032,6 +1162,7 @@ static void end_input(void)
         dev->intx_asserted = false;
     }
     check_maps(true);
+    check_objects();
 }
 
 static void arm_smmuv3_accel_fuzz(QTestState *s, const unsigned char *data,
@@ -1041,6 +1172,7 @@ static void arm_smmuv3_accel_fuzz(QTestState *s, const unsigned char *data,
     for (int i = 0; i < MAX_STEPS && f.size; i++) {
         steps[pick(ARRAY_SIZE(steps))]();
         flush_events(s);
+        look_for_hot_device();
     }
     end_input();
 }
@@ -1066,6 +1198,7 @@ static GString *arm_smmuv3_accel_cmdline(FuzzTarget *t)
     add_vfio(m, 0, "bus=pcie.0,addr=2.0");
     add_vfio(m, 0, "bus=rp0");
     add_vfio(m, 1, "bus=rp2");
+    host_double_add_device(m->hd, 0);
     for (int i = 0; i < NUM_VFIO; i++) {
         m->hd->shm->devices[i].num_msi = 4;
     }
@@ -1088,11 +1221,12 @@ static void arm_smmuv3_accel_start(QTestState *s)
         memset(f.ram + (canaries[i] - RAM_BASE), CANARY, 4096);
     }
     for (int i = 0; i < ARRAY_SIZE(functions); i++) {
-        if (pci_qdev_find_device(functions[i].id, &functions[i].pdev) < 0) {
+        if (i != HOT &&
+            pci_qdev_find_device(functions[i].id, &functions[i].pdev) < 0) {
             fail("there is no %s", functions[i].id);
         }
     }
-    for (int d = 0; d < NUM_VFIO; d++) {
+    for (int d = 0; d < HOT; d++) {
         ssize_t ret = pread(hd->devices[d].fd, f.config[d],
                             sizeof(f.config[d]),
                             HD_REGION_OFFSET(VFIO_PCI_CONFIG_REGION_INDEX));
@@ -1108,6 +1242,9 @@ static void arm_smmuv3_accel_start(QTestState *s)
         }
     }
     g_assert(f.num_maps > 0);
+    for (HDType type = HD_DEVICE; type < HD_VEVENTQ; type++) {
+        f.objects[type] = count_objects(type);
+    }
 }
 
 static void register_arm_smmuv3_accel_fuzz(void)
