@@ -14,7 +14,7 @@ class Difference(unittest.TestCase):
         """(passed, failed), and what was printed of test "a b"."""
         out, states = io.StringIO(), ({"a b": before}, {"a b": after})
         with contextlib.redirect_stdout(out):
-            counts = tool("regress").judge(states, new=not cover)
+            counts = tool("regress").judge(states, some=not cover)
         heads = out.getvalue().splitlines()
         return *counts, [heads[n - 1].split(":")[0] for n, x in
                          enumerate(heads) if x.startswith("  a")]
@@ -40,6 +40,15 @@ class Difference(unittest.TestCase):
         ]:
             with self.subTest(before=before, after=after):
                 self.assertEqual(self.judge(before, after), expected)
+
+    def test_chosen(self):
+        chosen = tool("regress").chosen
+        for names, expected in [([], True), (["x-test"], True),
+                                (["q/x-test"], True), (["x"], False),
+                                (["-x-test"], False), (["-y-test"], True),
+                                (["y-test", "-z"], False)]:
+            with self.subTest(names=names):
+                self.assertEqual(chosen("q/x-test", names), expected)
 
     def test_tests_that_must_run(self):
         """All of COVER, of which the test "a b" is none."""
