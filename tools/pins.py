@@ -14,6 +14,16 @@ QEMU = [
      "4f41c3df35a86d2497f842a585b014fe5aef45ceec6450e61615f0164ca39761"),
 ]
 
+# Debian's packaging of these, in the same order.
+QEMU_DEBIAN = [
+    ("pool/main/q/qemu/qemu_11.1.1+ds-1.debian.tar.xz",
+     "870a1193f28ce522ac91f68100d75dce5527e08d8958344b389c9fa24b44968f"),
+    ("pool/main/q/qemu/qemu_11.1.3+ds-1.debian.tar.xz",
+     "e8d0970234e4dbad7c2590c1538bfed0689aa7fdf6bfbe06bf5982aba71cc15e"),
+    ("pool/main/q/qemu/qemu_11.1.2+ds-3.debian.tar.xz",
+     "479d1a6a44fe5778f084f900e52ac40bda439b9369bcf1c20e018085a6f2d53e"),
+]
+
 # Any kernel from 6.15 on has vIOMMU, vDEVICE and vEVENTQ.
 LINUX = [
     ("pool/main/l/linux/linux-source-7.2_7.2.13-1_all.deb",

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Debian's source of QEMU, with the series at the end of its patch queue."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+from common import ROOT, die, output, run_logged
+
+PLACE = "smmuv3-accel"          # our patches' folder in debian/patches
+PATCHES = "debian/patches"
+
+
+def pinned_file(name):
+    """The file of tools/pins.py with this name; None when the mirror does
+    not have it."""
+    fetch = [sys.executable, ROOT / "tools/fetch", "pin", name]
+    try:
+        return output(fetch)
+    except subprocess.CalledProcessError as e:
+        if e.returncode == 3:
+            return None
+        sys.exit(1)             # tools/fetch said why
+
+
+def version(packaging):
+    """11.1.1+ds-1, from the name of a packaging."""
+    return re.search(r"qemu_(.*)\.debian\.tar\.xz$", packaging)[1]
+
+
+def fetch(packaging):
+    """(QEMU's tarball, Debian's packaging) as files; None when the mirror
+    has not both."""
+    upstream = version(packaging).rsplit("-", 1)[0]
+    files = (pinned_file(f"qemu_{upstream}.orig.tar.xz"),
+             pinned_file(packaging.rsplit("/", 1)[-1]))
+    return files if all(files) else None
+
+
+def unpack(files, folder):
+    """Debian's source in @folder, which is empty; no patch is applied."""
+    for file, strip in zip(files, (1, 0)):
+        tar = subprocess.run(
+            ["tar", "-xf", file, f"--strip-components={strip}",
+             "--no-same-owner", "-C", folder], capture_output=True, text=True)
+        if tar.returncode:
+            die(f"cannot unpack {file}: {tar.stderr.strip().splitlines()[0]}")
+
+
+def enqueue(folder, mails):
+    """Put the series' @mails behind Debian's own patches, in order."""
+    place = folder / PATCHES / PLACE
+    place.mkdir()
+    for mail in mails:
+        shutil.copy(mail, place)
+    series = folder / PATCHES / "series"
+    lines = [*series.read_text().splitlines(),
+             *(f"{PLACE}/{mail.name}" for mail in mails)]
+    series.write_text("".join(f"{line}\n" for line in lines))
+
+
+def push(folder, name):
+    """Have quilt apply all patches; None, or what it has against one.
+
+    No patch may need fuzz: dpkg-source takes none.
+    """
+    env = {k: v for k, v in os.environ.items() if not k.startswith("QUILT")}
+    env |= {"QUILT_PATCHES": PATCHES, "LC_ALL": "C"}
+    quilt = ["quilt", "--quiltrc=-"]
+    if not run_logged(name, [*quilt, "push", "-a", "--fuzz=0"],
+                      what="quilt push -a", cwd=folder, env=env,
+                      progress=None, check=False):
+        return None
+    reply = subprocess.run([*quilt, "next"], cwd=folder, env=env,
+                           capture_output=True, text=True)
+    return f"{reply.stdout.strip()} does not apply"
