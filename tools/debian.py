@@ -5,24 +5,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 
-from common import ROOT, die, output, run_logged
+import sources
+from common import run_logged
 
 PLACE = "smmuv3-accel"          # our patches' folder in debian/patches
 PATCHES = "debian/patches"
-
-
-def pinned_file(name):
-    """The file of tools/pins.py with this name; None when the mirror does
-    not have it."""
-    fetch = [sys.executable, ROOT / "tools/fetch", "pin", name]
-    try:
-        return output(fetch)
-    except subprocess.CalledProcessError as e:
-        if e.returncode == 3:
-            return None
-        sys.exit(1)             # tools/fetch said why
 
 
 def version(packaging):
@@ -34,19 +22,15 @@ def fetch(packaging):
     """(QEMU's tarball, Debian's packaging) as files; None when the mirror
     has not both."""
     upstream = version(packaging).rsplit("-", 1)[0]
-    files = (pinned_file(f"qemu_{upstream}.orig.tar.xz"),
-             pinned_file(packaging.rsplit("/", 1)[-1]))
+    files = (sources.pinned(f"qemu_{upstream}.orig.tar.xz"),
+             sources.pinned(packaging.rsplit("/", 1)[-1]))
     return files if all(files) else None
 
 
 def unpack(files, folder):
     """Debian's source in @folder, which is empty; no patch is applied."""
     for file, strip in zip(files, (1, 0)):
-        tar = subprocess.run(
-            ["tar", "-xf", file, f"--strip-components={strip}",
-             "--no-same-owner", "-C", folder], capture_output=True, text=True)
-        if tar.returncode:
-            die(f"cannot unpack {file}: {tar.stderr.strip().splitlines()[0]}")
+        sources.unpack(file, folder, strip)
 
 
 def enqueue(folder, mails):
