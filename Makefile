@@ -17,7 +17,7 @@ endif
 
 .PHONY: help
 help: ## Print this list
-	$(Q)awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	$(Q)awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: deps
 deps: ## Install the Debian packages that are missing (root or sudo)
@@ -122,9 +122,22 @@ refresh: deps ## Fold what was committed in build/tree back into patches/ and ou
 series: tree ## Write the series as mails for git am to build/series/
 	$(Q)$(TOOL) tools/series
 
+# On the pinned QEMU, also when QEMU_SRC= is one to try.
 .PHONY: series-check
-series-check: tree ## Check each commit of the series: checkpatch, build, tests
-	$(Q)$(TOOL) tools/series --check
+series-check: ## Check the series: on other versions of QEMU, and each commit by itself
+	$(Q)sh tools/deps series
+	$(Q)QEMU_SRC= $(TOOL) tools/tree
+	$(Q)$(TOOL) tools/series --matrix --commits
+
+.PHONY: series-matrix
+series-matrix: ## Only on all versions of QEMU and Debian's source (QEMU_SRC= adds one)
+	$(Q)sh tools/deps series
+	$(Q)QEMU_SRC= $(TOOL) tools/tree
+	$(Q)$(TOOL) tools/series --matrix
+
+.PHONY: series-commits
+series-commits: tree ## Only each commit: checkpatch, build, tests (COMMITS=N-M for some)
+	$(Q)$(TOOL) tools/series --commits $(COMMITS)
 
 .PHONY: clean
 clean: ## Remove build/

@@ -57,6 +57,12 @@ PATCH_2 = textwrap.dedent("""\
     -files('smmu.c')
     +files('smmu.c', 'new.c')
     """)
+COVER_LETTER = textwrap.dedent("""\
+    Say more
+
+    Patch {hw/arm: say three} says it, {hw/arm:
+    build the new file} does it.
+    """)
 
 
 def tool(name):
@@ -68,16 +74,16 @@ def tool(name):
     return module
 
 
-def tarball(path, files=QEMU):
-    """A source tarball of @files."""
+def tarball(path, files=QEMU, name="qemu-11.1.1"):
+    """A source tarball of @files in the folder @name."""
     with tempfile.TemporaryDirectory() as tmp:
         top = Path(tmp, "qemu")
-        for name, text in files.items():
-            file = top / name
+        for file_name, text in files.items():
+            file = top / file_name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text)
         with tarfile.open(path, "w:xz", preset=0) as tar:
-            tar.add(top, "qemu-11.1.1")
+            tar.add(top, name)
     return path
 
 
@@ -102,6 +108,7 @@ class Project(unittest.TestCase):
             "patches/series": "# order\nhw-arm-say-three.patch\n\n# new\n"
                               "hw-arm-build-the-new-file.patch"
                               "  hw/arm/new.c tests/new.sh\n# end\n",
+            "patches/cover-letter": COVER_LETTER,
             "hw/arm/new.c": "int new;\n",
             "tests/new.sh": "#!/bin/sh\n",
         }.items():

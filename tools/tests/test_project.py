@@ -5,7 +5,7 @@ import re
 import subprocess
 import unittest
 
-from support import TOOLS
+from support import TOOLS, tool
 
 from patchset import ROOT, SERIES, TREE, Repo, from_commits, generate, load, \
     slug, unlisted
@@ -39,6 +39,13 @@ class OurSeries(unittest.TestCase):
             self.assertLessEqual(len(patch.subject), 75, patch.name)
             self.assertIsNone(re.search(r"^(From|Date|Signed-off-by):",
                                         patch.message, re.M), patch.name)
+
+    def test_cover_letter(self):
+        """It names patches that there are, and is no wider than a mail."""
+        subject, text = tool("series").cover_letter(load()[0])
+        for line in (subject, *text.splitlines()):
+            self.assertLessEqual(len(line), 72, line)
+        self.assertNotRegex(text, "[{}]")
 
 
 class Entry(unittest.TestCase):

@@ -339,7 +339,8 @@ class Mails(Project):
         self.run_tool("series")
         mails = sorted((self.root / "build/series").iterdir())
         self.assertEqual([m.name for m in mails],
-                         ["0001-hw-arm-say-three.patch",
+                         ["0000-cover-letter.patch",
+                          "0001-hw-arm-say-three.patch",
                           "0002-hw-arm-build-the-new-file.patch"])
         upstream = self.tmp / "upstream"
         upstream.mkdir()
@@ -348,7 +349,7 @@ class Mails(Project):
         self.git("init", "-q", cwd=upstream)
         self.git("add", "-f", "-A", cwd=upstream)
         self.git("commit", "-q", "-m", "v11.1.1", cwd=upstream)
-        self.git("am", "-q", *map(str, mails), cwd=upstream)
+        self.git("am", "-q", "--empty=drop", *map(str, mails), cwd=upstream)
         self.assertEqual(self.git("rev-parse", "HEAD^{tree}", cwd=upstream),
                          self.git("rev-parse", "HEAD^{tree}"))
 
@@ -361,7 +362,24 @@ class Mails(Project):
         (self.tmp / ".gitconfig").write_text(
             "[user]\nname = Jörg User\nemail = j@localhost\n")
         self.run_tool("series")
-        self.assertIn("<j@localhost>", mail.read_text())
+        for mail in sorted(self.root.glob("build/series/*"))[:2]:
+            self.assertIn("<j@localhost>", mail.read_text())
+
+    def test_cover_letter(self):
+        self.run_tool("tree")
+        self.run_tool("series")
+        text = (self.root / "build/series/0000-cover-letter.patch").read_text()
+        self.assertIn("Subject: [PATCH 0/2] Say more\n\n"
+                      "Patch 1 says it, 2 does it.\n\n", text)
+        self.assertIn("  hw/arm: build the new file\n", text)
+        self.assertIn(" 4 files changed, ", text)
+
+    def test_cover_letter_names_a_patch_that_is_not_there(self):
+        self.run_tool("tree")
+        self.edit("patches/cover-letter", "say three", "say four",
+                  root=self.root)
+        self.assertIn("no patch is called \"hw/arm: say four\"",
+                      self.refused("series"))
 
 
 if __name__ == "__main__":
