@@ -36,7 +36,8 @@ class OurSeries(unittest.TestCase):
 
     def test_messages(self):
         for patch in load()[0]:
-            self.assertLessEqual(len(patch.subject), 75, patch.name)
+            for line in patch.message.splitlines():
+                self.assertLessEqual(len(line), 75, patch.name)
             self.assertIsNone(re.search(r"^(From|Date|Signed-off-by):",
                                         patch.message, re.M), patch.name)
 
