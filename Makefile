@@ -71,6 +71,11 @@ lab-upstream: upstream ## Run them on QEMU without the series, where interrupts 
 test: build ## Run all tests: scripts, QEMU's own, the lab
 	$(Q)$(TOOL) tools/test
 
+.PHONY: check
+check: deps ## Run the qtests only (TESTS=walk: those whose name has it)
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)TESTS="$(TESTS)" $(TOOL) tools/test qemu
+
 .PHONY: test-sanitize
 test-sanitize: deps ## Run the series' qtests under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
