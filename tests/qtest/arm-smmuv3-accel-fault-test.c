@@ -1128,9 +1128,38 @@ static void test_eventfds(void)
     memory_file_free(messages);
 }
 
+/* RAM that the host cannot map ends QEMU: nobody waits for an answer. */
+static void test_memory(void)
+{
+    static const int errs[] = { ENOMEM, EFAULT };
+
+    for (int i = 0; i < ARRAY_SIZE(errs); i++) {
+        Machine *m = machine_new_irqchip();
+        char *messages = catch_messages(m);
+        g_autoptr(GString) text = g_string_new(NULL);
+
+        g_string_append(m->args, "-m 512M,slots=1,maxmem=1G "
+                                 "-object memory-backend-ram,id=more,size=128M ");
+        add_one_device(m);
+        machine_start(m);
+        host_double_fail(m->hd, IOMMU_IOAS_MAP, 1, errs[i]);
+        qtest_set_expected_status(m->qts, EXIT_FAILURE);
+        qtest_qmp_send(m->qts, "{ 'execute': 'device_add', 'arguments': {"
+                               "'driver': 'pc-dimm', 'memdev': 'more' } }");
+        qtest_wait_qemu(m->qts);
+        read_messages(messages, text);
+        g_test_message("QEMU: %s", text->str);
+        g_assert_nonnull(strstr(text->str, "Region more: "));
+        g_assert_nonnull(strstr(text->str, g_strerror(errs[i])));
+        machine_stop(m);
+        memory_file_free(messages);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
+        { "/accel/fault/memory", test_memory },
         { "/accel/fault/start", test_start },
         { "/accel/fault/run", test_run },
         { "/accel/fault/eventfds", test_eventfds },
