@@ -2,6 +2,8 @@
 """tools/series --matrix: each version is tried with its own means, and what
 was not tried is neither passed nor failed."""
 
+import contextlib
+import io
 import os
 import textwrap
 import unittest
@@ -147,7 +149,8 @@ class Commits(unittest.TestCase):
         self.assertEqual(list(chosen("2-4", 9)), [2, 3, 4])
         self.assertEqual(list(chosen("9", 9)), [9])
         for words in ("0", "3-2", "9-10", "x", "1-", "-1"):
-            with self.assertRaises(SystemExit, msg=words):
+            with self.assertRaises(SystemExit, msg=words), \
+                    contextlib.redirect_stderr(io.StringIO()):
                 chosen(words, 9)
 
 
