@@ -283,6 +283,11 @@ bool qtest_irqchip_command(CharFrontend *chr, gchar **words)
     uint64_t in;
     int call, ret, value;
 
+    if (!strcmp(words[0], "irqchip_on")) {
+        qtest_irqchip_allowed = true;
+        qtest_sendf(chr, "OK\n");
+        return true;
+    }
     if (!qtest_irqchip_enabled() || !g_str_has_prefix(words[0], "irqchip_")) {
         return false;
     }

@@ -293,6 +293,77 @@ static void test_route_msi(void)
     one_device_stop(&t);
 }
 
+/* A device behind no SMMU: its messages go where they say. */
+static OneDevice plain_start(void)
+{
+    Machine *m = machine_new_irqchip();
+    OneDevice t = { .m = m };
+
+    g_string_printf(m->args, "-machine virt,gic-version=2 -cpu max -smp 1 "
+                    "-m 512 -net none -accel qtest,irqchip=on "
+                    "-object iommufd,id=iommufd0,fd=%d ", m->hd->iommufd[0]);
+    t.dev = add_one_device(m);
+    machine_start(m);
+    v2m_start(m);
+    t.pci = find_pci(m, ONE_SID);
+    return t;
+}
+
+/* The irqchip looks at the message itself, as it did before. */
+static void test_plain(void)
+{
+    OneDevice t = plain_start();
+
+    set_vector(t.pci, 0, DOORBELL_GPA, SPI);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+
+    mask_vector(t.pci, 0, true);
+    write_message(t.pci, 0, DOORBELL_GPA, SPI + 1);
+    fire(t.m, t.dev, 0);
+    mask_vector(t.pci, 0, false);
+    g_assert_true(take_spi(t.m, SPI + 1));
+    assert_routed(&t, 0, DOORBELL_GPA, SPI + 1);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI + 1));
+    g_assert_cmpuint(injected(&t), ==, 2);
+
+    /* What the irqchip refuses is QEMU's. */
+    qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
+    qtest_irqchip_fail(t.m->qts, "add", 1, ENOSPC);
+    mask_vector(t.pci, 0, true);
+    write_message(t.pci, 0, DOORBELL_GPA, SPI);
+    mask_vector(t.pci, 0, false);
+    assert_not_routed(&t, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
+
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
+    assert_routed(&t, 0, DOORBELL_GPA, SPI);
+    one_device_stop(&t);
+}
+
+static void test_plain_msi(void)
+{
+    const unsigned msi = VFIO_PCI_MSI_IRQ_INDEX;
+    OneDevice t = plain_start();
+
+    for (unsigned first = V2M_FIRST_SPI; first < V2M_FIRST_SPI + 8;
+         first += 4) {
+        enable_msi(t.pci, DOORBELL_GPA, first, 2);
+        g_assert_cmpuint(count_routes(t.m), ==, 4);
+        for (unsigned i = 0; i < 4; i++) {
+            assert_routed_index(&t, msi, i, DOORBELL_GPA, first + i);
+            fire_irq(t.m, t.dev, msi, i);
+            g_assert_true(take_spi(t.m, first + i));
+        }
+    }
+    g_assert_cmpuint(injected(&t), ==, 8);
+    one_device_stop(&t);
+}
+
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
@@ -308,6 +379,8 @@ int main(int argc, char **argv)
         { "/accel/route/option", test_route_option },
         { "/accel/route/msi", test_route_msi },
         { "/accel/route/to-ram", test_route_to_ram },
+        { "/accel/route/plain", test_plain },
+        { "/accel/route/plain-msi", test_plain_msi },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

@@ -4,7 +4,8 @@
  * One vCPU rewrites page tables and stream table entry, and invalidates; the
  * other one rewrites the MSI-X table; the host signals vectors meanwhile. In
  * every state that there is in between, a message translates to one of a few
- * pages, so none may fault or end up elsewhere.
+ * pages, so none may fault or end up elsewhere. With an irqchip, some of these
+ * are a doorbell of it, and routes come and go.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -53,9 +54,9 @@ static const uint32_t program[] = {
 };
 
 /* Two vCPUs at the first word of the program, with the MMU off */
-static Machine *machine_new_threads(void)
+static Machine *machine_new_threads(const char *gic)
 {
-    Machine *m = machine_new("gic-version=3,secure=on", "");
+    Machine *m = machine_new(gic, "");
     int bios = open(m->bios, O_WRONLY);
 
     g_assert_cmpint(write(bios, program, sizeof(program)), ==, sizeof(program));
@@ -104,7 +105,8 @@ static uint64_t bell(unsigned n)
  * between two commands, a new stage 1 for the stream, or a new page for a
  * doorbell.
  */
-static GArray *tables_and_commands(OneDevice *t, QSMMUDomain *other)
+static GArray *tables_and_commands(OneDevice *t, QSMMUDomain *other,
+                                   const uint64_t pages[2])
 {
     QSMMUGuest *g = &t->m->smmu[0];
     const uint64_t cmds[][2] = {
@@ -126,7 +128,7 @@ static GArray *tables_and_commands(OneDevice *t, QSMMUDomain *other)
     }
     for (unsigned i = 1; i <= 2 * QUEUE_ENTRIES; i++) {
         add_write(list, qsmmu_pte(t->domain, bell(i & 1), 3) | WRITE_64,
-                  TARGET(i / 2 % 2) | QSMMU_PTE_RW);
+                  pages[i / 2 % 2] | QSMMU_PTE_RW);
         if (i % 8 == 0) {
             add_write(list, qsmmu_ste(g, ONE_SID) | WRITE_64,
                       QSMMU_STE_S1 | domains[i / 8 % 2]->cd);
@@ -164,7 +166,8 @@ static GArray *messages(OneDevice *t)
     return list;
 }
 
-static bool take_any(Machine *m)
+/* A message in any of the pages of RAM, of which there is no other */
+static bool take_any(Machine *m, uint32_t expected)
 {
     bool any = false;
 
@@ -172,37 +175,41 @@ static bool take_any(Machine *m)
         for (unsigned b = 0; b < 2; b++) {
             uint32_t data = take(m, TARGET(n), bell(b));
 
-            g_assert_true(data == 0 || data == MSI_DATA);
+            g_assert_true(data == 0 || data == expected);
             any |= data != 0;
         }
     }
     return any;
 }
 
-static void test_all_at_once(void)
+/*
+ * Everything at once: a doorbell's page is one of @pages, or @other_page in
+ * the domain that is returned.
+ */
+static QSMMUDomain *all_at_once(OneDevice *t, const uint64_t pages[2],
+                                uint64_t other_page, uint32_t data)
 {
-    OneDevice t = one_device_start(machine_new_threads());
-    Machine *m = t.m;
+    Machine *m = t->m;
     QSMMUDomain *other = qsmmu_domain_new(&m->smmu[0], 12, 2);
     unsigned arrived = 0;
 
     for (unsigned b = 0; b < 2; b++) {
         uint64_t page = bell(b) & ~0xfffull;
 
-        qsmmu_map(t.domain, page, TARGET(0));
-        qsmmu_map(other, page, TARGET(2));
+        qsmmu_map(t->domain, page, pages[0]);
+        qsmmu_map(other, page, other_page);
         qtest_writel(m->qts, bell(b), 0);
     }
     for (unsigned v = 0; v < VECTORS; v++) {
-        set_vector(t.pci, v, bell(0), MSI_DATA);
+        set_vector(t->pci, v, bell(0), data);
     }
 
-    go(m, 0, tables_and_commands(&t, other));
-    go(m, 1, messages(&t));
+    go(m, 0, tables_and_commands(t, other, pages));
+    go(m, 1, messages(t));
     for (unsigned i = 0; i < FIRES || !enough(m, 0) || !enough(m, 1); i++) {
         /* Between disable and enable there is nothing to signal. */
-        host_double_fire(m->hd, t.dev, VFIO_PCI_MSIX_IRQ_INDEX, i % VECTORS);
-        arrived += take_any(m);
+        host_double_fire(m->hd, t->dev, VFIO_PCI_MSIX_IRQ_INDEX, i % VECTORS);
+        arrived += take_any(m, data);
     }
     stop(m, 0);
     stop(m, 1);
@@ -214,13 +221,63 @@ static void test_all_at_once(void)
     }
     g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 0);
     g_assert_cmphex(qtest_readl(m->qts, m->smmu[0].base + A_GERROR), ==, 0);
+    take_any(m, data);
+    return other;
+}
+
+/* Is a message of @other's, to any doorbell, in @page? */
+static bool fire_to(OneDevice *t, unsigned vector, uint64_t page, uint32_t data)
+{
+    fire(t->m, t->dev, vector);
+    return take(t->m, page, bell(0)) == data ||
+           take(t->m, page, bell(1)) == data;
+}
+
+static void test_all_at_once(void)
+{
+    OneDevice t =
+        one_device_start(machine_new_threads("gic-version=3,secure=on"));
+    const uint64_t pages[] = { TARGET(0), TARGET(1) };
+    QSMMUDomain *other = all_at_once(&t, pages, TARGET(2), MSI_DATA);
 
     /* What the vCPUs wrote last holds. */
-    take_any(m);
-    qsmmu_attach(&m->smmu[0], ONE_SID, other);
-    fire(m, t.dev, 0);
-    g_assert_true(take(m, TARGET(2), bell(0)) == MSI_DATA ||
-                  take(m, TARGET(2), bell(1)) == MSI_DATA);
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
+    g_assert_true(fire_to(&t, 0, TARGET(2), MSI_DATA));
+    g_free(other);
+    one_device_stop(&t);
+}
+
+static void test_routes(void)
+{
+    OneDevice t =
+        one_device_start(machine_new_threads("gic-version=2,secure=on"));
+    const uint64_t pages[] = { V2M_BASE, TARGET(1) };
+    QTestState *qts = t.m->qts;
+    QSMMUDomain *other;
+
+    qtest_irqchip_on(qts);
+    other = all_at_once(&t, pages, TARGET(2), SPI);
+    /* Each of these happened, by the one vCPU or by the other. */
+    g_assert_cmpuint(qtest_irqchip_calls(qts, "attach"), >, 2 * VECTORS);
+    g_assert_cmpuint(qtest_irqchip_calls(qts, "detach"), >, VECTORS);
+
+    /* Routes are what the tables say now, and none was left behind. */
+    for (unsigned b = 0; b < 2; b++) {
+        qsmmu_map(t.domain, bell(b) & ~0xfffull, V2M_BASE);
+    }
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, other);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    for (unsigned v = 0; v < VECTORS; v++) {
+        g_assert_true(fire_to(&t, v, TARGET(2), SPI));
+    }
+    qsmmu_attach(&t.m->smmu[0], ONE_SID, t.domain);
+    g_assert_cmpuint(count_routes(t.m), ==, VECTORS);
+    for (unsigned v = 0; v < VECTORS; v++) {
+        assert_routed(&t, v, DOORBELL_GPA, SPI);
+        fire(t.m, t.dev, v);
+    }
+    settle(t.m);
+    g_assert_cmpuint(injected(&t), ==, VECTORS);
     g_free(other);
     one_device_stop(&t);
 }
@@ -229,6 +286,7 @@ int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
         { "/accel/threads/all-at-once", test_all_at_once },
+        { "/accel/threads/routes", test_routes },
     };
 
     if (!qtest_has_accel("tcg")) {

@@ -1805,6 +1805,8 @@ static void start(void)
     if (pthread_create(&thread, NULL, request_thread, NULL)) {
         perror("host-double: pthread_create");
         hd = NULL;
+    } else {
+        pthread_detach(thread);
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
 }

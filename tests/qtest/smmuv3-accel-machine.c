@@ -414,15 +414,19 @@ OneDevice irqchip_start(Machine *m)
     return irqchip_start_with(m, add_one_device(m));
 }
 
+void v2m_start(Machine *m)
+{
+    for (int spi = V2M_FIRST_SPI; spi < V2M_FIRST_SPI + 64; spi += 16) {
+        qtest_writel(m->qts, GICD_BASE + GICD_ICFGR + spi / 16 * 4,
+                     0xaaaaaaaa);
+    }
+}
+
 OneDevice irqchip_start_with(Machine *m, HDDevice *dev)
 {
     OneDevice t = one_device_start_with(m, dev);
 
-    /* All of the frame's SPIs, edge triggered: a pulse stays pending. */
-    for (int spi = V2M_FIRST_SPI; spi < V2M_FIRST_SPI + 64; spi += 16) {
-        qtest_writel(t.m->qts, GICD_BASE + GICD_ICFGR + spi / 16 * 4,
-                     0xaaaaaaaa);
-    }
+    v2m_start(m);
     return t;
 }
 

@@ -212,7 +212,10 @@ OneDevice one_device_start_with(Machine *m, HDDevice *dev);
 
 void one_device_stop(OneDevice *t);
 
-/* one_device_start(), with all SPIs of the GICv2m edge triggered */
+/* Make all SPIs of the GICv2m edge triggered: a pulse stays pending. */
+void v2m_start(Machine *m);
+
+/* one_device_start() and v2m_start() */
 OneDevice irqchip_start(Machine *m);
 OneDevice irqchip_start_with(Machine *m, HDDevice *dev);
 

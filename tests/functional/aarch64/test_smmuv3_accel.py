@@ -14,6 +14,7 @@ same QEMU, with the NVMe behind an accelerated SMMUv3.
                                with its libraries
   QEMU_TEST_SMMUV3_ARM64_QEMU  the static arm64 QEMU that L1 runs
   QEMU_TEST_SMMUV3_BLOCK       how many KiB L2 reads in one command, if not 128
+  QEMU_TEST_SMMUV3_PATIENCE    by how much all time limits are multiplied
   QEMU_TEST_SMMUV3_EXPECT      "upstream": the two QEMUs do not translate
                                the MSIs that they send, so expect what that
                                does to the guest
@@ -51,8 +52,9 @@ GITS_TRANSLATER = 0x8090040
 V2M_SETSPI_NS = 0x8020040
 MARKER = 0x600dcafe
 
-L2_LIMIT = 150                  # seconds; L1 then ends L2 and saves the logs
-L1_LIMIT = 90                   # seconds for all the rest
+PATIENCE = int(os.environ.get('QEMU_TEST_SMMUV3_PATIENCE', 1))
+L2_LIMIT = 150 * PATIENCE       # seconds; L1 then ends L2 and saves the logs
+L1_LIMIT = 90 * PATIENCE        # seconds for all the rest
 
 TRACE_EVENTS = '''
 kvm_arm_fixup_msi_route
@@ -264,7 +266,7 @@ class SmmuV3Accel(QemuSystemTest):
 
     def l2_script(self):
         """The shell script by which L1 starts L2."""
-        timeout = {'all': 1, 'masked': 5}.get(self.lost, 10)
+        timeout = {'all': 1, 'masked': 5}.get(self.lost, 10) * PATIENCE
         block = (1024 if self.lost == 'all'
                  else os.environ.get('QEMU_TEST_SMMUV3_BLOCK', 128))
         params = ('console=ttyAMA0 loglevel=5 panic=-1 '
