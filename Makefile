@@ -81,6 +81,11 @@ test-sanitize: deps ## Run the series' qtests under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test sanitize
 
+.PHONY: test-tsan
+test-tsan: deps ## Run the series' qtests under TSan
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/test tsan
+
 .PHONY: fuzz
 fuzz: deps ## Fuzz devices behind an accelerated SMMUv3 (TIME=seconds, default 60)
 	$(Q)$(TOOL) tools/tree --keep

@@ -74,6 +74,10 @@ BUILDS = {
     # The sanitizers' runtimes come with gcc.
     "qemu-sanitize": Build(TREE, lean(aarch64="qtest-devices"),
                            extra=("--enable-asan", "--enable-ubsan")),
+    # TSan sees no longjmp() but the one that is not fortified.
+    "qemu-tsan": Build(TREE, lean(aarch64="qtest-devices"),
+                       extra=("--enable-tsan",
+                              "--extra-cflags=-D_FORTIFY_SOURCE=0")),
     "qemu-coverage": Build(TREE, lean(aarch64="qtest-devices"),
                            extra=("--enable-gcov", "-Doptimization=0",
                                   "--disable-werror")),

@@ -8,8 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import LOGS, Progress, die, output, run_logged, write_file
-from patchset import load
+from common import LOGS, ROOT, Progress, die, output, run_logged, write_file
+from patchset import TREE, load
 from qemu_build import BINARY, build, compiler_env
 
 QTESTS = ["qtest-aarch64/iommu-smmuv3-test", "qtest-aarch64/arm-cpu-features",
@@ -131,6 +131,29 @@ def run(folder, source, names, optional=(), log="qtest", report=None,
         for o in some:
             report and report(o)
     return outcomes
+
+
+# QEMUs that watch themselves: the environment in which they report to files
+# PATH.PID, and how a report begins
+
+FINDING = r"^.*(?:ERROR: \w+Sanitizer|runtime error):.*$"
+RACE = r"^SUMMARY: ThreadSanitizer: .*$"
+
+
+def sanitizers(path):
+    common = f"log_path={path}:halt_on_error=1:print_stacktrace=1"
+    return {"ASAN_OPTIONS": f"{common}:detect_leaks=1:fast_unwind_on_malloc=0",
+            "UBSAN_OPTIONS": common,
+            "LSAN_OPTIONS": "print_suppressions=0:suppressions="
+                            f"{TREE / 'scripts/lsan_suppressions.txt'}"}
+
+
+def races(path):
+    """What is found ends no process, so that a test finds all there is."""
+    return {"TSAN_OPTIONS": f"log_path={path}:exitcode=0:history_size=7:"
+                            "die_after_fork=0:report_signal_unsafe=0:"
+                            "atexit_sleep_ms=0:suppressions="
+                            f"{ROOT / 'tools/tsan-suppressions.txt'}"}
 
 
 # bios-tables-test compares ACPI tables with files. Two of these tables hold
