@@ -60,12 +60,13 @@ demo: build $(if $(UPSTREAM),upstream) ## Show it: an NVMe behind an accelerated
 	$(Q)UPSTREAM=$(UPSTREAM) $(TOOL) lab/demo
 
 .PHONY: lab
-lab: build ## Run the nested lab's scenarios (SCENARIO=name for one)
-	$(Q)UPSTREAM= SCENARIO=$(SCENARIO) $(TOOL) lab/run
+lab: build ## Run the nested lab's scenarios (SCENARIO=name for one, SANITIZE=1)
+	$(Q)$(if $(SANITIZE),$(TOOL) tools/build qemu-sanitize)
+	$(Q)UPSTREAM= SANITIZE=$(SANITIZE) SCENARIO=$(SCENARIO) $(TOOL) lab/run
 
 .PHONY: lab-upstream
 lab-upstream: upstream ## Run them on QEMU without the series, where interrupts are lost
-	$(Q)UPSTREAM=1 SCENARIO=$(SCENARIO) $(TOOL) lab/run
+	$(Q)UPSTREAM=1 SANITIZE= SCENARIO=$(SCENARIO) $(TOOL) lab/run
 
 .PHONY: test
 test: build ## Run all tests: scripts, QEMU's own, the lab
@@ -77,9 +78,9 @@ check: deps ## Run the qtests only (TESTS=walk: those whose name has it)
 	$(Q)TESTS="$(TESTS)" $(TOOL) tools/test qemu
 
 .PHONY: test-sanitize
-test-sanitize: deps ## Run the series' qtests under ASan and UBSan
+test-sanitize: deps ## Run the series' qtests and the lab's L0 under ASan and UBSan
 	$(Q)$(TOOL) tools/tree --keep
-	$(Q)$(TOOL) tools/test sanitize
+	$(Q)$(TOOL) tools/test sanitize lab-sanitize
 
 .PHONY: test-tsan
 test-tsan: deps ## Run the series' qtests under TSan

@@ -72,7 +72,7 @@ BUILDS = {
     "qemu-arm64-user": Build(TREE, lean(aarch64="qtest-devices"), arm64=True,
                              extra=("--enable-tcg",)),
     # The sanitizers' runtimes come with gcc.
-    "qemu-sanitize": Build(TREE, lean(aarch64="qtest-devices"),
+    "qemu-sanitize": Build(TREE, lean(aarch64="lab-devices"),
                            extra=("--enable-asan", "--enable-ubsan")),
     # TSan sees no longjmp() but the one that is not fortified.
     "qemu-tsan": Build(TREE, lean(aarch64="qtest-devices"),
