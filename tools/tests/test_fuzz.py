@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What is made of the fuzzer's inputs and of what libFuzzer prints."""
 
+import tempfile
 import unittest
+from pathlib import Path
 
 import support  # noqa: F401, finds the tools
 
-from qemu_fuzz import (INPUTS, coverage_of, crash_files, format_inputs,
-                       parse_inputs, status)
+from qemu_fuzz import (INPUTS, coverage_of, crash_files, failure,
+                       format_inputs, parse_inputs, status)
 
 
 class Inputs(unittest.TestCase):
@@ -35,6 +37,19 @@ class Output(unittest.TestCase):
         self.assertEqual(crash_files("x\nartifact_prefix='/a/'; Test unit "
                                      "written to /a/crash-1\nBase64: AA\n"),
                          ["/a/crash-1"])
+
+    def test_a_leak_is_told(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".log") as log:
+            log.write("aarch64: before\n==1==ERROR: LeakSanitizer: detected "
+                      "memory leaks\n\nDirect leak of 8 byte(s)\n"
+                      "    #1 0x7f in f /x/build/qemu-fuzz/../tree/hw/a.c:7\n"
+                      "    #2 0x7f in main\nSUMMARY: AddressSanitizer: 8\n")
+            log.flush()
+            reason = failure("fuzz", 1, Path(log.name), []).reason
+        self.assertEqual(
+            reason, "ERROR: LeakSanitizer: detected memory leaks\n"
+            "    #1 0x7f in f /x/build/qemu-fuzz/../tree/hw/a.c:7\n"
+            "SUMMARY: AddressSanitizer: 8")
 
     def test_coverage_is_of_our_files(self):
         self.assertEqual(coverage_of(
