@@ -99,6 +99,13 @@ builds: ## Build without KVM, VFIO or iommufd, for debugging, with clang, 32-bit
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test builds
 
+.PHONY: deb
+deb: ## Build Debian's packages of QEMU with the series (SUITE=forky SYSTEMS=arm)
+	$(Q)sh tools/deps roots
+	$(Q)$(TOOL) tools/tree --keep
+	$(Q)$(TOOL) tools/series
+	$(Q)SUITE=$(SUITE) SYSTEMS="$(SYSTEMS)" $(TOOL) tools/deb
+
 .PHONY: regress
 regress: ## Run QEMU's own tests without and with the series, print what differs (long)
 	$(Q)sh tools/deps regress

@@ -30,7 +30,7 @@ class Fetch(Project):
     def pin(self, *pins):
         (self.root / "tools/pins.py").write_text(
             "QEMU_SERIES = '11.1'\n"
-            f"QEMU = QEMU_DEBIAN = LINUX = {list(pins)!r}\n")
+            f"QEMU = QEMU_DEBIAN = QEMU_DSC = LINUX = {list(pins)!r}\n")
 
     def fetch(self, server, **kw):
         return self.run_tool("fetch", "qemu", QEMU_SRC=None,
