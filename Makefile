@@ -106,6 +106,16 @@ deb: ## Build Debian's packages of QEMU with the series (SUITE=forky SYSTEMS=arm
 	$(Q)$(TOOL) tools/series
 	$(Q)SUITE=$(SUITE) SYSTEMS="$(SYSTEMS)" $(TOOL) tools/deb
 
+.PHONY: deb-test
+deb-test: deb ## Install them over Debian's in a clean root, run a VM and the qtests there
+	$(Q)$(TOOL) lab/artefacts
+	$(Q)SUITE=$(SUITE) $(TOOL) tools/test deb
+
+.PHONY: libvirt-test
+libvirt-test: deb ## Have Debian's newest libvirt start a VM with them in a clean root
+	$(Q)$(TOOL) lab/artefacts
+	$(Q)SUITE=$(SUITE) $(TOOL) tools/test libvirt
+
 .PHONY: regress
 regress: ## Run QEMU's own tests without and with the series, print what differs (long)
 	$(Q)sh tools/deps regress
