@@ -48,7 +48,9 @@ def inside(root, command, binds=None, **env):
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root",
            "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive",
            "TERM": "dumb", **env}
-    return [*SUDO, "unshare", "--mount", "--pid", "--fork", "--kill-child",
+    # unshare itself ignores SIGTERM.
+    return [*SUDO, "timeout", "--kill-after=1", "0",
+            "unshare", "--mount", "--pid", "--fork", "--kill-child",
             "sh", "-c", ENTER, "sh", root, *places, "--",
             "env", "-i", *(f"{k}={v}" for k, v in env.items()),
             *map(str, command)]
