@@ -13,6 +13,7 @@ from common import BUILD, need_space, output, run_logged
 
 SUITE = os.environ.get("SUITE") or "forky"
 DEBS = BUILD / "deb" / SUITE
+ROOTS = BUILD / "roots"
 # Roots, namespaces and mounts are root's.
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
 # mmdebstrap knows Debian's archives, DEBIAN_MIRROR= is another one.
@@ -74,13 +75,13 @@ def apt_progress(line):
 
 
 @contextlib.contextmanager
-def clean_root(name, packages, mib):
-    """A root of SUITE with @packages, of @mib MiB in all; gone afterwards,
+def clean_root(name, packages, mib, suite=SUITE):
+    """A root of @suite with @packages, of @mib MiB in all; gone afterwards,
     also when this program is told to end."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     need_space(BUILD, mib)
-    DEBS.mkdir(parents=True, exist_ok=True)
-    root = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=DEBS))
+    ROOTS.mkdir(parents=True, exist_ok=True)
+    root = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=ROOTS))
     root.chmod(0o755)       # apt downloads as a user without rights
     with tempfile.NamedTemporaryFile("w", prefix="apt.") as options:
         options.write(apt_options() + "\n")
@@ -89,9 +90,9 @@ def clean_root(name, packages, mib):
             run_logged(f"{name}-root", [
                 *SUDO, "mmdebstrap", "--variant=apt",
                 f"--include={','.join(['mount', *packages])}",
-                f"--aptopt={options.name}", SUITE, root / "root",
+                f"--aptopt={options.name}", suite, root / "root",
                 f"{MIRROR}/debian"],
-                what=f"making a clean root of Debian {SUITE}",
+                what=f"making a clean root of Debian {suite}",
                 progress=apt_progress)
             yield root / "root"
         finally:
