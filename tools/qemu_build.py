@@ -32,6 +32,8 @@ COMMON = [
 ]
 # Lines in backtraces, for 20 % less time than all of the debug information.
 HOST = ["--enable-tcg", "--enable-pixman", "--extra-cflags=-g1"]
+# The main loop that distributions' QEMU has, where the kernel lets it
+IO_URING = ("--enable-linux-io-uring",)
 ARM64 = ["--enable-kvm"]
 # What QEMU's own tests ask for.
 REGRESS = ("--target-list=aarch64-softmmu,x86_64-softmmu", "--enable-kvm",
@@ -64,7 +66,7 @@ class Build:
 
 
 BUILDS = {
-    "qemu": Build(TREE),
+    "qemu": Build(TREE, extra=IO_URING),
     "qemu-arm64": Build(TREE, lean(aarch64="arm64-devices"), arm64=True,
                         extra=ALONE),
     # With KVM's code, which an x86 host compiles for no Arm machine, but not
@@ -81,7 +83,7 @@ BUILDS = {
     "qemu-coverage": Build(TREE, lean(aarch64="qtest-devices"),
                            extra=("--enable-gcov", "-Doptimization=0",
                                   "--disable-werror")),
-    "upstream": Build(BASE),
+    "upstream": Build(BASE, extra=IO_URING),
     "upstream-arm64": Build(BASE, lean(aarch64="arm64-devices"), arm64=True,
                             extra=ALONE),
     # Other ways to build it, which nobody runs. Hosts of 32 bits are none:
