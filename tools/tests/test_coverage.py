@@ -34,6 +34,13 @@ class Uncovered(unittest.TestCase):
                                      "a.c: g: NO REASON", "  4: four;",
                                      "1 lines without a reason"])
 
+    def test_first_pattern_that_fits(self):
+        text = self.report("a.c g one\n[ab].c * all\n")
+        self.assertRegex(text[2], "not compiled: all")
+        self.assertEqual([x for x in text if x.startswith("a.c: ")],
+                         ["a.c: f: all", "a.c: g: one"])
+        self.assertEqual(text[-1], "0 lines without a reason")
+
     def test_reason_for_what_runs(self):
         text = self.report("a.c * x\nb.c * y\na.c h z\n")
         self.assertEqual(text[-2:], [
