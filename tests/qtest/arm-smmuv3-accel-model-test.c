@@ -34,7 +34,7 @@
 
 #define FILL            0xa5
 #define CANARIES        4
-#define BLOCK_SIZE      (2 * MiB)
+#define LEVEL2_BLOCK    (2 * MiB)
 #define HOLE            0x0b000000ull
 
 /* The device behind a root port, whose bus has one of two numbers */
@@ -228,7 +228,7 @@ static uint64_t canary(unsigned i)
         0x40000, 0x91000, 0x1ff000, 0x40000
     };
 
-    return RAM_BASE + 256 * MiB + i * BLOCK_SIZE + offset[i];
+    return RAM_BASE + 256 * MiB + i * LEVEL2_BLOCK + offset[i];
 }
 
 static uint64_t doorbell_page(World *w)
@@ -674,7 +674,7 @@ static void step_map(World *w, const uint32_t *arg)
 
     switch (leaf->kind) {
     case MODEL_BLOCK:
-        leaf->pa &= ~(BLOCK_SIZE - 1);
+        leaf->pa &= ~(LEVEL2_BLOCK - 1);
         pte &= ~MAKE_64BIT_MASK(12, 9) & ~2ull;
         stq_le_p(t->level2[page], pte);
         break;
@@ -1580,7 +1580,7 @@ static void world_start(World *w)
     model->page[1] = canary(0);     /* the number of a page of RAM */
     model->page[2] = canary(1);
     model->page[3] = doorbell_page(w);
-    model->page[4] = 0x123400000 + (doorbell_page(w) & (BLOCK_SIZE - 1));
+    model->page[4] = 0x123400000 + (doorbell_page(w) & (LEVEL2_BLOCK - 1));
     model->page[5] = 0xffffffff000; /* the last that IDR5.OAS lets pass */
     for (int i = 0; i < CANARIES; i++) {
         memset(ram(w, canary(i)), FILL, 0x1000);

@@ -202,6 +202,8 @@ static void test_tlbi(void)
               SMMU_CMD_TLBI_NH_VA | ASID(2) | NUM_SCALE(16, 0),
               (r.start - 16 * page) | tg },
             { "largest range", va | NUM_SCALE(31, 31), tg, true },
+            { "range past the end, taken as all", va | NUM_SCALE(1, 0),
+              -page | tg, true },
         };
 
         g_test_message("granule %u, level %d", granule, leaves[i].level);
