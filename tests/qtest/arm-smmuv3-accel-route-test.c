@@ -342,6 +342,9 @@ static void test_plain(void)
     mask_vector(t.pci, 0, true);
     mask_vector(t.pci, 0, false);
     assert_routed(&t, 0, DOORBELL_GPA, SPI);
+
+    change_msix(t.pci, PCI_MSIX_FLAGS_ENABLE, 0);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
     one_device_stop(&t);
 }
 
