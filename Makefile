@@ -92,13 +92,12 @@ fuzz: deps ## Fuzz devices behind an accelerated SMMUv3 (TIME=seconds, default 6
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/fuzz $(or $(TIME),60)
 
-# What few need is installed for them only.
 .PHONY: builds
-builds: ## Build without KVM, VFIO or iommufd, for debugging, with clang, 32-bit targets
-	$(Q)sh tools/deps builds
+builds: deps ## Build without KVM, VFIO or iommufd, for debugging, with clang, 32-bit targets
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/test builds
 
+# What few need is installed for them only.
 .PHONY: deb
 deb: ## Build Debian's packages of QEMU with the series (SUITE=forky SYSTEMS=arm)
 	$(Q)sh tools/deps roots

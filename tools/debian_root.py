@@ -9,15 +9,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common import BUILD, need_space, output, run_logged
+from common import BUILD, need_space, run_logged
+from sources import MIRROR, network_settings
 
 SUITE = os.environ.get("SUITE") or "forky"
 DEBS = BUILD / "deb" / SUITE
 ROOTS = BUILD / "roots"
 # Roots, namespaces and mounts are root's.
 SUDO = [] if os.geteuid() == 0 else ["sudo"]
-# mmdebstrap knows Debian's archives, DEBIAN_MIRROR= is another one.
-MIRROR = os.environ.get("DEBIAN_MIRROR", "http://deb.debian.org").rstrip("/")
 
 # Runs with the root as its first argument, in namespaces that end with it:
 # nothing that it mounts or starts can be left behind. libvirt wants a root
@@ -60,12 +59,8 @@ def inside(root, command, binds=None, **env):
 def apt_options():
     """The machine's own settings on proxies and the like; and a mirror that
     lags serves indexes past their date: still signed."""
-    settings = output(["apt-config", "dump", "--format", '%F "%v";%n',
-                       "Acquire"])
-    return "\n".join(
-        [line for line in settings.splitlines()
-         if not line.startswith("Acquire::IndexTargets")] +
-        ['Acquire::Check-Valid-Until "false";', 'Acquire::Retries "2";'])
+    return "\n".join([network_settings(), 'Acquire::Check-Valid-Until "false";',
+                      'Acquire::Retries "2";'])
 
 
 def apt_progress(line):

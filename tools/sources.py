@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Sources of QEMU: tarballs and git checkouts, as files and as a repository
-of one commit."""
+"""Where packages come from; and sources of QEMU, tarballs and git checkouts, as
+files and as a repository of one commit."""
 
 import os
 import re
@@ -29,6 +29,17 @@ def pinned(name):
         if e.returncode == 3:
             return None
         sys.exit(1)             # tools/fetch said why
+
+
+def network_settings():
+    """The machine's apt settings on proxies, time-outs and the like."""
+    try:
+        text = output(["apt-config", "dump", "--format", '%F "%v";%n',
+                       "Acquire"])
+    except FileNotFoundError:
+        die("apt-get is not there: packages can be fetched on Debian only")
+    return "\n".join(line for line in text.splitlines()
+                     if not line.startswith("Acquire::IndexTargets"))
 
 
 def identity(path):
