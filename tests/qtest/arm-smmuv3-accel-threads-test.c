@@ -285,13 +285,9 @@ static void test_routes(void)
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
-        { "/accel/threads/all-at-once", test_all_at_once },
-        { "/accel/threads/routes", test_routes },
+        { "/accel/threads/all-at-once", test_all_at_once, .vcpus = true },
+        { "/accel/threads/routes", test_routes, .vcpus = true },
     };
 
-    if (!qtest_has_accel("tcg")) {
-        g_test_message("there are no vCPUs without TCG");
-        return 0;
-    }
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));
 }

@@ -104,6 +104,12 @@ class Counting(unittest.TestCase):
         self.assertEqual([p for _, p in self.count("1..1\nok 1 a\n", "ERROR")],
                          [True, False])
 
+    def test_output_before_the_version(self):
+        text = "# random seed: R0\n1..1\n# starting QEMU\nok 1 a\n"
+        for before, passed in [("", [True]), ("TAP version 14\n", [True]),
+                               ("# starting QEMU\n", [True, False])]:
+            self.assertEqual([p for _, p in self.count(before + text)], passed)
+
 
 if __name__ == "__main__":
     unittest.main()
