@@ -100,7 +100,7 @@ builds: deps ## Build without KVM, VFIO or iommufd, for debugging, with clang, 3
 # What few need is installed for them only.
 .PHONY: deb
 deb: ## Build Debian's packages of QEMU with the series (SUITE=forky SYSTEMS=arm)
-	$(Q)sh tools/deps roots
+	$(Q)sh tools/deps deb
 	$(Q)$(TOOL) tools/tree --keep
 	$(Q)$(TOOL) tools/series
 	$(Q)SUITE=$(SUITE) SYSTEMS="$(SYSTEMS)" $(TOOL) tools/deb

@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Debian's source of QEMU, with the series at the end of its patch queue."""
+"""Debian's source of QEMU, with the series at the end of its patch queue.
+
+QEMU_DEBIAN_SRC= names the .dsc of an own one.
+"""
 
 import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
+import pins
 import sources
-from common import run_logged
+from common import die, run_logged, sha256
 
 PLACE = "smmuv3-accel"          # our patches' folder in debian/patches
 PATCHES = "debian/patches"
@@ -15,7 +20,7 @@ PATCHES = "debian/patches"
 
 def version(packaging):
     """11.1.1+ds-1, from the name of a packaging."""
-    return re.search(r"qemu_(.*)\.debian\.tar\.xz$", packaging)[1]
+    return re.search(r"qemu_(.*)\.debian\.tar\.\w+$", packaging)[1]
 
 
 def fetch(packaging):
@@ -25,6 +30,40 @@ def fetch(packaging):
     files = (sources.pinned(f"qemu_{upstream}.orig.tar.xz"),
              sources.pinned(packaging.rsplit("/", 1)[-1]))
     return files if all(files) else None
+
+
+def own():
+    """The same two of QEMU_DEBIAN_SRC=; None when that is not set."""
+    name = os.environ.get("QEMU_DEBIAN_SRC")
+    if not name:
+        return None
+    dsc = Path(name).absolute()
+    if not dsc.exists():
+        die(f"QEMU_DEBIAN_SRC={name} is not there")
+    part = re.search(r"^Checksums-Sha256:\n((?: .*\n)+)",
+                     dsc.read_text(errors="replace"), re.M)
+    listed = re.findall(r"^ (\w+) \d+ (\S+)$", part[1], re.M) if part else []
+    files = []
+    for kind in "orig", "debian":
+        found = [(dsc.parent / file, digest) for digest, file in listed
+                 if re.match(rf"qemu_[^_]*\.{kind}\.tar\.\w+$", file)]
+        if len(found) != 1:
+            die(f"{name} is no source package of QEMU with one tarball and "
+                f"Debian's packaging")
+        path, digest = found[0]
+        if not path.exists() or sha256(path) != digest:
+            die(f"{path} is not what {name} is about")
+        files.append(path)
+    return tuple(files)
+
+
+def source():
+    """QEMU_DEBIAN_SRC='s files, or the first pinned ones that can be had."""
+    for files in (own(), *(fetch(path) for path, _ in pins.QEMU_DEBIAN)):
+        if files:
+            return files
+    die(f"none of the pinned source packages is on {sources.MIRROR}; take an "
+        f"own one with QEMU_DEBIAN_SRC=")
 
 
 def unpack(files, folder):

@@ -24,17 +24,6 @@ QEMU_DEBIAN = [
      "479d1a6a44fe5778f084f900e52ac40bda439b9369bcf1c20e018085a6f2d53e"),
 ]
 
-# The source packages that these make, by their .dsc, which has the SHA-256 of
-# their files.
-QEMU_DSC = [
-    ("pool/main/q/qemu/qemu_11.1.1+ds-1.dsc",
-     "dfd4fbdd38517e2467002091bbcd938bbff8b2c851cc3f56b019236c7d1f21da"),
-    ("pool/main/q/qemu/qemu_11.1.3+ds-1.dsc",
-     "f956bbe78adba4394e8dda4552bb32e9c4d3d66eb38d5f480981f84b887811b9"),
-    ("pool/main/q/qemu/qemu_11.1.2+ds-3.dsc",
-     "31514498e38e36833c6d6a6d783a345150d49a41a5ad94247d21a267c5f2a860"),
-]
-
 # Any kernel from 6.15 on has vIOMMU, vDEVICE and vEVENTQ.
 LINUX = [
     ("pool/main/l/linux/linux-source-7.2_7.2.13-1_all.deb",

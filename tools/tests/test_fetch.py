@@ -30,7 +30,7 @@ class Fetch(Project):
     def pin(self, *pins):
         (self.root / "tools/pins.py").write_text(
             "QEMU_SERIES = '11.1'\n"
-            f"QEMU = QEMU_DEBIAN = QEMU_DSC = LINUX = {list(pins)!r}\n")
+            f"QEMU = QEMU_DEBIAN = LINUX = {list(pins)!r}\n")
 
     def fetch(self, server, **kw):
         return self.run_tool("fetch", "qemu", QEMU_SRC=None,
@@ -50,36 +50,6 @@ class Fetch(Project):
         self.assertEqual(out, f"{self.downloads}/new.tar.xz\n")
         self.assertIn("gone.tar.xz is no longer there", err)
         self.assertEqual(Path(out.strip()).read_bytes(), PAYLOAD)
-
-    def source_package(self, name, files):
-        """A .dsc on the mirror, about @files; its pin."""
-        text = "Source: q\nChecksums-Sha1:\n " + "0" * 40 + " 1 no\n" + \
-            "Checksums-Sha256:\n" + "".join(
-                f" {digest(data)} {len(data)} {file}\n"
-                for file, data in files.items()) + "Files:\n"
-        (self.mirror / "debian/pool" / name).write_text(text)
-        return f"pool/{name}", digest(text.encode())
-
-    def test_source_package_is_whole_or_another_is_taken(self):
-        self.pin(self.source_package("q_2.dsc", {"new.tar.xz": PAYLOAD,
-                                                 "gone.tar.xz": b"gone"}),
-                 self.source_package("q_1.dsc", {"new.tar.xz": PAYLOAD}))
-        with Server(self.mirror) as server:
-            for _ in range(2):
-                out, err = self.run_tool("fetch", "qemu-debian",
-                                         DEBIAN_MIRROR=server.url)
-                self.assertEqual(out.splitlines(),
-                                 [f"{self.downloads}/q_1.dsc",
-                                  f"{self.downloads}/new.tar.xz"])
-                self.assertIn("gone.tar.xz is no longer there", err)
-
-    def test_own_source_package(self):
-        dsc, _ = self.source_package("q_1.dsc", {"q_1.tar.xz": PAYLOAD})
-        own = self.mirror / "debian" / dsc
-        out, _ = self.run_tool("fetch", "qemu-debian",
-                               QEMU_DEBIAN_SRC=str(own))
-        self.assertEqual(out.splitlines(),
-                         [str(own), str(own.parent / "q_1.tar.xz")])
 
     def test_second_time_needs_no_network(self):
         with Server(self.mirror) as server:

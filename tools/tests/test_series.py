@@ -90,13 +90,14 @@ class Matrix(Project):
         path = tarball(self.pool / name, files, top)
         return f"pool/{name}", digest(path.read_bytes())
 
-    def matrix(self, status=0, own=None):
+    def matrix(self, status=0, own=None, dsc=None):
         """(the table's lines as words, the last line, messages)."""
         own = own and tarball(self.tmp / "own.tar.xz", {**QEMU, **own})
         with Server(self.tmp / "mirror") as server:
             out, err = self.run_tool(
                 "matrix", status=status, DEBIAN_MIRROR=server.url,
                 QEMU_SRC=own and str(own),
+                QEMU_DEBIAN_SRC=dsc and str(dsc),
                 PATH=f"{self.tmp}/bin:{os.environ['PATH']}")
         lines = out.replace(server.url, "MIRROR").splitlines()
         start = next(i for i, x in enumerate(lines) if x.startswith("version"))
@@ -128,6 +129,43 @@ class Matrix(Project):
             "11.1.1+ds-1 quilt no: smmuv3-accel/0001-hw-arm-say-three.patch "
             "does not apply"])
         self.assertEqual(tally, "1 passed, 2 failed")
+
+    def own_package(self, version, files=DEBIAN):
+        """The .dsc of an own source package, which is on no mirror."""
+        folder = self.tmp / "own"
+        folder.mkdir()
+        tars = [tarball(folder / f"qemu_{version}.orig.tar.xz", QEMU,
+                        "qemu-11.1.4"),
+                tarball(folder / f"qemu_{version}-7.debian.tar.xz", files,
+                        "debian")]
+        dsc = folder / f"qemu_{version}-7.dsc"
+        dsc.write_text("Format: 3.0 (quilt)\nChecksums-Sha1:\n 00 1 no\n"
+                       "Checksums-Sha256:\n" + "".join(
+                           f" {digest(t.read_bytes())} 1 {t.name}\n"
+                           for t in tars) + "Files:\n")
+        return dsc
+
+    def test_own_source_package(self):
+        self.pins(DEBIAN)
+        rows, tally, _ = self.matrix(dsc=self.own_package("11.1.4+ds"))
+        self.assertEqual(rows[-1],
+                         "11.1.4+ds-7 (own) quilt yes yes yes, 3 tests")
+        self.assertEqual(tally, "3 passed, 0 failed")
+
+    def test_own_source_package_is_checked(self):
+        dsc = self.own_package("11.1.4+ds")
+        packaging = dsc.with_suffix(".debian.tar.xz")
+
+        def line():
+            return self.refused("series", "--matrix", QEMU_SRC=None,
+                                QEMU_DEBIAN_SRC=str(dsc))
+        packaging.write_bytes(b"other")
+        self.assertIn(f"{packaging} is not what {dsc} is about", line())
+        dsc.write_text("Source: q\n")
+        self.assertIn(f"{dsc} is no source package of QEMU with one tarball "
+                      f"and Debian's packaging", line())
+        dsc.unlink()
+        self.assertIn(f"QEMU_DEBIAN_SRC={dsc} is not there", line())
 
     def test_does_not_build(self):
         self.pins()
