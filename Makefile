@@ -157,7 +157,7 @@ series-check: ## Check the series: on other versions of QEMU, and each commit by
 	$(Q)$(TOOL) tools/series --matrix --commits
 
 .PHONY: series-matrix
-series-matrix: ## Only on all versions of QEMU and Debian's source (QEMU_SRC= adds one)
+series-matrix: ## Only on all versions of QEMU and Debian's source (QEMU_SRC=, QEMU_DEBIAN_SRC= add one)
 	$(Q)sh tools/deps series
 	$(Q)QEMU_SRC= $(TOOL) tools/tree
 	$(Q)$(TOOL) tools/series --matrix

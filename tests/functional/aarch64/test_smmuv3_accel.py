@@ -290,7 +290,7 @@ class SmmuV3Accel(QemuSystemTest):
             '-device', 'pcie-root-port,bus=pcie.0,addr=1,chassis=1,'
                        'io-reserve=0,id=rp',
             '-device', DEVICE, *self.row.l2.split(), *irqfd,
-            '-monitor', 'pipe:/monitor', '-D', '/results/qemu.log',
+            '-qmp', 'pipe:/qmp', '-D', '/results/qemu.log',
             '-d', 'guest_errors,unimp', '--trace', 'events=/events']) + '\n'
 
     def l1_initrd(self):
@@ -413,6 +413,7 @@ class SmmuV3Accel(QemuSystemTest):
                              re.findall(route, trace, re.M)]
         sent = self.sent(NVME, trace)
         res['by_qemu'] = [sent.count('0'), sent.count('1')]
+        res['query'] = self.answers()[-1].get('return')
         return res
 
     @staticmethod
@@ -443,6 +444,11 @@ class SmmuV3Accel(QemuSystemTest):
         return re.findall(rf'^vfio_msi_interrupt  \({host}\) vector (\d+) ',
                           trace, re.M)
 
+    def answers(self):
+        """What L2's QEMU answered to QMP commands."""
+        lines = map(json.loads, self.log_text('qmp.log').splitlines())
+        return [reply for reply in lines if {'return', 'error'} & set(reply)]
+
     def digest(self, mib):
         """The checksum of the first @mib MiB of the disk."""
         return hashlib.sha256(self.disk[:mib * MIB]).hexdigest()
@@ -471,6 +477,7 @@ class SmmuV3Accel(QemuSystemTest):
             self.assertEqual(res['seen_events'] or 0, 0)
             if not self.upstream:
                 self.check_translations(res)
+                self.check_query(res, NVME_SID, 'seen_')
         return res
 
     def check_disk(self, name):
@@ -503,6 +510,25 @@ class SmmuV3Accel(QemuSystemTest):
             self.assertIn(good[:2], res['kvm_routes'])
         if self.row.outcome != 'translated':
             self.assertEqual(res['seen_doorbell'], self.row.doorbell)
+
+    def check_query(self, res, sid, seen):
+        """What QEMU says of the NVMe with this stream ID, at the end."""
+        device, = [d for d in res['query'] if d['stream-id'] == sid]
+        self.assertEqual(
+            (device['attached'], device['host']),
+            ('nested' if self.row.outcome == 'translated' else 'bypass',
+             'follows'))
+        self.assertEqual(device['doorbells'], [
+            {'giova': res[f'{seen}doorbell'] & ~0xfff,
+             'gpa': self.row.doorbell & ~0xfff, 'outcome': self.row.outcome}])
+        used = [v for v in device['vectors'] if not v['masked']]
+        self.assertIn((1, res[f'{seen}doorbell'], res[f'{seen}data']),
+                      [(v['vector'], v['address'], v['data']) for v in used])
+        reason = ('routed' if self.row.irqfd else
+                  'no-irqchip' if 'kernel-irqchip' in self.row.machine else
+                  'chosen')
+        self.assertEqual({(v['delivery'], v['reason']) for v in used},
+                         {('irqchip' if self.row.irqfd else 'qemu', reason)})
 
     def check_loss(self, res):
         """Unpatched QEMU: what it sent itself never became an interrupt."""
@@ -594,6 +620,7 @@ class SmmuV3Accel(QemuSystemTest):
             self.assertIn(self.looked_up(res['seen_second_doorbell'],
                                          self.row.doorbell, 'translated'),
                           self.translations(SECOND_SID, trace))
+            self.check_query(res, SECOND_SID, 'seen_second_')
 
     def check_network(self):
         """Traffic of an e1000e with MSI and of an igb's virtual function"""
