@@ -193,23 +193,62 @@ static void set_ste_substreams(AccelTest *t, uint32_t s1cdmax, uint32_t s1dss)
     qtest_writel(t->qts, ste + 8, s1dss);
 }
 
-static void test_no_msi_controller(void)
+/* What QEMU says that does not start, with @before first of all arguments */
+static char *refused(const char *before, const char *machine)
 {
-    g_autofree char *args = accel_args("gic-version=3,msi=off", "ssidsize=0");
+    g_autofree char *args = accel_args(machine, "ssidsize=0");
     /* A device that there is not ends QEMU in any case. */
     g_autofree char *command = g_strdup_printf(
-        "%s -accel qtest -nodefaults -display none %s -device no-such-device",
-        getenv("QTEST_QEMU_BINARY"), args);
-    g_autofree char *err = NULL;
+        "%s %s -accel qtest -display none %s -device no-such-device",
+        getenv("QTEST_QEMU_BINARY"), before, args);
     g_autoptr(GError) error = NULL;
+    char *err = NULL;
     int status;
 
     g_assert_true(g_spawn_command_line_sync(command, NULL, &err, &status,
                                             &error));
     g_test_message("%s", err);
     g_assert_cmpint(status, !=, 0);
+    return err;
+}
+
+static void test_no_msi_controller(void)
+{
+    g_autofree char *err = refused("-nodefaults", "gic-version=3,msi=off");
+
     g_assert_nonnull(strstr(err, "accel=on needs an MSI controller"));
     g_assert_nonnull(strstr(err, "-machine msi=its"));
+}
+
+/* One that the machine makes on its own, or that comes first in the command */
+static void test_device_before_smmu(void)
+{
+    static const struct {
+        const char *device, *before, *name;
+    } cases[] = {
+        { "virtio-net-pci", "-nodefaults -nic hubport,hubid=0",
+          "PCIE device 0000:00:01.0 (virtio-net-pci)" },
+        { "edu", "-nodefaults -device edu,id=first", "first (edu)" },
+        { "edu", "-nodefaults -device pcie-root-port,id=rp,chassis=9 "
+                 "-device edu,id=below,bus=rp", "below (edu)" },
+    };
+    unsigned tried = 0;
+
+    for (int i = 0; i < ARRAY_SIZE(cases); i++) {
+        g_autofree char *err = NULL;
+
+        if (!qtest_has_device(cases[i].device)) {
+            continue;
+        }
+        tried++;
+        err = refused(cases[i].before, "gic-version=3");
+        g_assert_nonnull(strstr(err, cases[i].name));
+        g_assert_nonnull(strstr(err, "was there before the SMMU"));
+        g_assert_nonnull(strstr(err, "-nic none"));
+    }
+    if (!tried) {
+        g_test_skip("no emulated device to try it with");
+    }
 }
 
 static void test_mtree(void)
@@ -443,6 +482,7 @@ int main(int argc, char **argv)
         void (*fn)(void);
     } tests[] = {
         { "/accel/no-msi-controller", test_no_msi_controller },
+        { "/accel/device-before-smmu", test_device_before_smmu },
         { "/accel/mtree", test_mtree },
         { "/accel/msi/smmu-disabled", test_smmu_disabled },
         { "/accel/msi/gbpa-abort", test_gbpa_abort },
