@@ -356,7 +356,8 @@ static void hmp_info_smmuv3_accel(Monitor *mon, const QDict *qdict)
     g_autoptr(ArmSMMUv3AccelInfoList) list = qmp_query_arm_smmuv3_accel(NULL);
 
     if (!list) {
-        monitor_puts(mon, "No device is behind an accelerated SMMUv3\n");
+        monitor_puts(mon, "No device that is passed through is behind an "
+                     "accelerated SMMUv3\n");
     }
     for (ArmSMMUv3AccelInfoList *item = list; item; item = item->next) {
         print_device(mon, item->value);

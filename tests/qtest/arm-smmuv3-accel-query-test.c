@@ -218,7 +218,8 @@ static void test_none(void)
         g_assert_cmpuint(count_devices(machines[i]), ==, 0);
         text = query_hmp(machines[i]);
         g_assert_cmpstr(text, ==,
-                        "No device is behind an accelerated SMMUv3\r\n");
+                        "No device that is passed through is behind an "
+                        "accelerated SMMUv3\r\n");
         machine_stop(machines[i]);
     }
 }
