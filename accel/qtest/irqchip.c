@@ -195,6 +195,7 @@ void qtest_irqchip_release_virq(int virq)
     gsis[virq].set.used = false;
 }
 
+#ifdef CONFIG_POSIX
 int qtest_irqchip_add_irqfd_notifier_gsi(EventNotifier *n, EventNotifier *rn,
                                          int virq)
 {
@@ -239,6 +240,18 @@ int qtest_irqchip_remove_irqfd_notifier_gsi(EventNotifier *n, int virq)
     }
     return 0;
 }
+#else
+int qtest_irqchip_add_irqfd_notifier_gsi(EventNotifier *n, EventNotifier *rn,
+                                         int virq)
+{
+    return -ENOSYS;
+}
+
+int qtest_irqchip_remove_irqfd_notifier_gsi(EventNotifier *n, int virq)
+{
+    return -ENOSYS;
+}
+#endif
 
 static bool same_route(const Route *a, const Route *b)
 {

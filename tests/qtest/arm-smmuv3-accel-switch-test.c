@@ -13,6 +13,10 @@
 
 #define ECAM_BASE       0x4010000000ull
 
+#define ACPI_PCIHP_BASE         0x090c0000ull
+#define ACPI_PCIHP_EJECT        0x08
+#define ACPI_PCIHP_SELECT       0x10
+
 /* Two doorbells; by number both are RAM that is written to by mistake only. */
 #define BELL(n)         (DOORBELL + 0x20000 + (n) * 0x1000)
 
@@ -390,9 +394,8 @@ static unsigned arrived(Setup *s)
     return n;
 }
 
-static Setup setup(unsigned index, bool dynamic_msix)
+static Setup setup_on(Machine *m, unsigned index, bool dynamic_msix)
 {
-    Machine *m = machine_new_irqchip();
     Setup s = { .index = index };
     HDDevice *dev;
 
@@ -415,6 +418,11 @@ static Setup setup(unsigned index, bool dynamic_msix)
     }
     trace_mark(m);
     return s;
+}
+
+static Setup setup(unsigned index, bool dynamic_msix)
+{
+    return setup_on(machine_new_irqchip(), index, dynamic_msix);
 }
 
 static void stop(Setup *s)
@@ -607,6 +615,61 @@ static void test_disabled_by_message(void)
     stop(&s);
 }
 
+/*
+ * One vector's message disables MSI-X while another one's, which has this very
+ * device unplugged, is on its way. Again each vector has either part.
+ */
+static void test_unplugged_by_message(void)
+{
+    if (!machine_can_trace()) {
+        g_test_skip("without traces, messages cannot be counted");
+        return;
+    }
+    for (unsigned first = 0; first < 2; first++) {
+        Machine *m = machine_new_irqchip();
+        Setup s;
+        uint8_t cap;
+        uint32_t off;
+
+        g_string_append(m->args, "-global acpi-ged.acpi-pci-hotplug-with-"
+                                 "bridge-support=on ");
+        s = setup_on(m, VFIO_PCI_MSIX_IRQ_INDEX, true);
+        cap = qpci_find_capability(s.t.pci, PCI_CAP_ID_MSIX, 0);
+        off = qpci_config_readl(s.t.pci, cap) & ~(PCI_MSIX_FLAGS_ENABLE << 16);
+        map_bell(s.t.domain, 0, ACPI_PCIHP_BASE);
+        map_bell(s.t.domain, 1, ECAM_BASE + ((uint64_t)ONE_SID << 12));
+        qsmmu_map(s.t.domain, V2M_DOORBELL & ~0xfffull, V2M_BASE);
+        enable(&s, false);
+        for (unsigned i = 0; i < 3; i++) {
+            mask_vector(s.t.pci, i, true);
+        }
+        enable(&s, true);
+        /* The bus of the slots to eject */
+        qtest_writel(m->qts, ACPI_PCIHP_BASE + ACPI_PCIHP_SELECT, 0);
+        write_message(s.t.pci, first, (BELL(1) & ~0xfffull) + cap, off);
+        write_message(s.t.pci, !first,
+                      (BELL(0) & ~0xfffull) + ACPI_PCIHP_EJECT,
+                      1 << PCI_SLOT(ONE_SID));
+        for (unsigned i = 0; i < 2; i++) {
+            mask_vector(s.t.pci, i, false);
+            assert_not_routed(&s.t, i);
+        }
+        /* They fire at once, when the third is unmasked. */
+        write_message(s.t.pci, 2, V2M_DOORBELL, SPI);
+        qtest_irqchip_signal(m->qts, "add", 1,
+                             host_double_eventfd(m->hd, s.t.dev, s.index, 0));
+        host_double_signal(m->hd, VFIO_DEVICE_SET_IRQS, 1, false, s.t.dev,
+                           s.index, 1);
+        mask_vector(s.t.pci, 2, false);
+        g_assert_true(host_double_signalled(m->hd, VFIO_DEVICE_SET_IRQS));
+        settle(m);
+        g_assert_cmphex(qpci_config_readl(s.t.pci, 0), ==, 0xffffffff);
+        g_assert_cmpuint(count_routes(m), ==, 0);
+        g_assert_cmpuint(qsmmu_events(&m->smmu[0]), ==, 0);
+        stop(&s);
+    }
+}
+
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
@@ -615,6 +678,7 @@ int main(int argc, char **argv)
         { "/accel/switch/msi", test_msi },
         { "/accel/switch/not-handled-yet", test_not_handled_yet },
         { "/accel/switch/disabled-by-message", test_disabled_by_message },
+        { "/accel/switch/unplugged-by-message", test_unplugged_by_message },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));
