@@ -453,6 +453,7 @@ static int smmuv3_accel_msi_notify_flag_changed(IOMMUMemoryRegion *mr,
                                                 Error **errp)
 {
     SMMUDevice *sdev = container_of(mr, SMMUDevice, iommu);
+    SMMUv3AccelDevice *accel_dev = container_of(sdev, SMMUv3AccelDevice, sdev);
 
     if (new & ~IOMMU_NOTIFIER_DEVIOTLB_UNMAP) {
         error_setg(errp, "%s: an accelerated SMMUv3 notifies of doorbells only",
@@ -460,8 +461,10 @@ static int smmuv3_accel_msi_notify_flag_changed(IOMMUMemoryRegion *mr,
         return -ENOTSUP;
     }
     if (new == IOMMU_NOTIFIER_NONE) {
-        smmuv3_accel_msi_forget_device(container_of(sdev, SMMUv3AccelDevice,
-                                                    sdev));
+        /* There is nobody left who could be told, of what changed before. */
+        smmuv3_accel_msi_forget_device(accel_dev);
+        accel_dev->msi_changed = false;
+        accel_dev->msi_pages_changed = 0;
     }
     return 0;
 }

@@ -1116,9 +1116,11 @@ static void test_conventional_bus(void)
     qobject_unref(rsp);
     g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
 
-    /* It, and its ID, can be had elsewhere. */
+    /* It, and its ID, can be had elsewhere, also at once. */
+    g_free(try_plug(m, dev, "pci_br"));
     none = try_plug(m, dev, "rp1");
     g_assert_cmpstr(none, ==, NULL);
+    let_rcu_run(m);
     g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
     machine_stop(m);
 }

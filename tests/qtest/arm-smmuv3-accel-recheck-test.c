@@ -13,7 +13,9 @@
 
 #define PAGE            0x1000ull
 #define BASE            0x4000000000ull /* a gIOVA, of blocks of any size */
+#define PORT_SID        PCI_BUILD_BDF(1, 0)
 #define CFGI_ALL        31              /* as range */
+#define CERROR_ABT      2
 #define SYNC_SIG_IRQ    (1ull << 12)
 
 #define VA(address)     ((address) & ~0xfffull)
@@ -687,6 +689,86 @@ static void test_many_pages(void)
     routed_stop(&r);
 }
 
+/* What comes to a place knows nothing of what was there, however it left. */
+static void test_replugged(void)
+{
+    Machine *m = machine_new_irqchip();
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+    QSMMUGuest *g = &m->smmu[0];
+    QSMMUDomain *domain;
+    QPCIDevice *port;
+
+    g_string_append(m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
+                             "addr=1.0,chassis=1 ");
+    machine_start(m);
+    port = enable_port(m, PCI_DEVFN(1, 0));
+    qsmmu_guest_enable(g);
+    domain = qsmmu_domain_new(g, 12, 1);
+    qsmmu_attach(g, PORT_SID, domain);
+
+    for (unsigned pages = 1; pages <= 70; pages += 69) {
+        QPCIDevice *pci;
+
+        plug(m, dev, port);
+        pci = find_pci(m, PORT_SID);
+        /* Twice as many as there are vectors are remembered one by one. */
+        for (unsigned i = 0; i < pages; i++) {
+            qsmmu_map(domain, BASE + i * PAGE, V2M_BASE);
+            set_vector(pci, 0, BASE + i * PAGE + V2M_SETSPI_NS, SPI);
+            g_assert_cmpuint(count_routes(m), ==, 1);
+        }
+        unplug(m, dev, port);
+        g_free(pci);
+        qsmmu_command(g, SMMU_CMD_SYNC, 0);
+
+        plug(m, dev, port);
+        pci = find_pci(m, PORT_SID);
+        set_vector(pci, 0, BASE + V2M_SETSPI_NS, SPI);
+        g_assert_cmpuint(count_routes(m), ==, 1);
+        qsmmu_unmap(domain, BASE);
+        qsmmu_command(g, SMMU_CMD_TLBI_NH_VA | ASID(1), BASE);
+        g_assert_cmpuint(count_routes(m), ==, 0);
+        unplug(m, dev, port);
+        g_free(pci);
+    }
+    g_free(domain);
+    g_free(port);
+    machine_stop(m);
+}
+
+/* An event that is written to registers would come back to the SMMU. */
+static void test_queues_in_registers(void)
+{
+    Routed r = routed_start();
+    QSMMUGuest *g = &r.t.m->smmu[0];
+    QTestState *qts = r.t.m->qts;
+    uint32_t cr0 = qtest_readl(qts, g->base + A_CR0);
+    uint64_t strtab = qtest_readq(qts, g->base + A_STRTAB_BASE);
+
+    qtest_writel(qts, g->base + A_CR0, cr0 & ~R_CR0_EVENTQEN_MASK);
+    qtest_writeq(qts, g->base + A_EVENTQ_BASE, g->base + A_STRTAB_BASE);
+    qtest_writel(qts, g->base + A_CR0, cr0);
+    write_message(r.t.pci, 1, BASE + 0x1000000, SPI);
+    mask_vector(r.t.pci, 1, false);
+    fire(r.t.m, r.t.dev, 1);
+    g_assert_cmphex(qtest_readl(qts, g->base + A_GERROR), ==,
+                    R_GERROR_EVENTQ_ABT_ERR_MASK);
+    g_assert_cmphex(qtest_readq(qts, g->base + A_STRTAB_BASE), ==, strtab);
+    g_assert_true(is_routed(&r.t, 0));
+
+    /* Nor are commands read from there. */
+    qtest_writel(qts, g->base + A_CR0, cr0 & ~R_CR0_CMDQEN_MASK);
+    qtest_writeq(qts, g->base + A_CMDQ_BASE, g->base + A_STRTAB_BASE);
+    qtest_writel(qts, g->base + A_CMDQ_CONS, 0);
+    qtest_writel(qts, g->base + A_CR0, cr0);
+    qtest_writel(qts, g->base + A_CMDQ_PROD, 1);
+    g_assert_cmphex(qtest_readl(qts, g->base + A_GERROR), ==,
+                    R_GERROR_EVENTQ_ABT_ERR_MASK | R_GERROR_CMDQ_ERR_MASK);
+    g_assert_cmpuint(FIELD_EX32(qtest_readl(qts, g->base + A_CMDQ_CONS),
+                                CMDQ_CONS, ERR), ==, CERROR_ABT);
+    routed_stop(&r);
+}
+
 /* Each vector has a page of its own, and many change at once. */
 static void test_page_each(void)
 {
@@ -792,6 +874,8 @@ int main(int argc, char **argv)
         { "/accel/recheck/many-vectors", test_many_vectors },
         { "/accel/recheck/two-devices", test_two_devices },
         { "/accel/recheck/many-pages", test_many_pages },
+        { "/accel/recheck/replugged", test_replugged },
+        { "/accel/recheck/queues-in-registers", test_queues_in_registers },
         { "/accel/recheck/page-each", test_page_each },
         { "/accel/recheck/sync-interrupt", test_sync_interrupt },
         { "/accel/recheck/after-error", test_after_error },
