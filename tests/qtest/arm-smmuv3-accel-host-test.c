@@ -356,8 +356,6 @@ static void test_failure(void)
     } rows[] = {
         { IOMMU_HWPT_ALLOC, ENOMEM },
         { IOMMU_HWPT_ALLOC, EINVAL },
-        { IOMMU_VDEVICE_ALLOC, ENOMEM },
-        { IOMMU_VDEVICE_ALLOC, EEXIST },
         { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EINVAL },
         { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EBUSY },
         { VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO },
@@ -373,9 +371,6 @@ static void test_failure(void)
         for (int round = 0; round < 2; round++) {
             qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
             qsmmu_cfgi_ste(g, ONE_SID);
-            if (round && rows[i].request == IOMMU_VDEVICE_ALLOC) {
-                break; /* It has one now. */
-            }
             for (int n = 0; n < 3; n++) {
                 host_double_fail(m->hd, rows[i].request, 1, rows[i].err);
                 qsmmu_attach(g, ONE_SID, t.domain);
@@ -389,6 +384,38 @@ static void test_failure(void)
             g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
             assert_no_message(messages);
         }
+        one_device_stop(&t);
+        memory_file_free(messages);
+    }
+}
+
+/* The same with the vDEVICE, which comes when the SMMU is enabled */
+static void test_vdevice_failure(void)
+{
+    static const int errs[] = { ENOMEM, EEXIST };
+
+    for (int i = 0; i < ARRAY_SIZE(errs); i++) {
+        Machine *m = machine_new_default();
+        char *messages = catch_messages(m);
+        OneDevice t = { .m = m, .dev = add_vfio(m, 0, "bus=pcie.0,addr=2.0") };
+        QSMMUGuest *g = &m->smmu[0];
+
+        machine_start(m);
+        t.pci = find_pci(m, ONE_SID);
+        host_double_fail_forever(m->hd, IOMMU_VDEVICE_ALLOC, errs[i]);
+        qsmmu_guest_enable(g);
+        t.domain = qsmmu_domain_new(g, 12, 1);
+        qsmmu_attach(g, ONE_SID, t.domain);
+        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+        qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
+        qsmmu_cfgi_ste(g, ONE_SID);
+        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+        g_assert_cmpuint(take_messages(messages, "vfio0, stream 0x10: "), ==,
+                         1);
+        host_double_fail_forever(m->hd, IOMMU_VDEVICE_ALLOC, 0);
+        qsmmu_attach(g, ONE_SID, t.domain);
+        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        assert_no_message(messages);
         one_device_stop(&t);
         memory_file_free(messages);
     }
@@ -747,7 +774,7 @@ static void test_renumbered(void)
 
     set_buses(t.m, PORT(0), 3, 3);
     g_assert_cmphex(attached(t.m, t.dev[0]), ==, QSMMU_STE_ABORT);
-    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, SID(3, 0));
     g_assert_cmphex(attached(t.m, t.dev[1]), ==, s1(t.domain[1]));
 
     /* They swap their places. */
@@ -838,7 +865,7 @@ static void test_renumbered_failure(void)
     host_double_fail_forever(t.m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, EIO);
     host_double_fail_forever(t.m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, EIO);
     set_buses(t.m, PORT(0), 4, 4);
-    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, NO_VSID);
+    g_assert_cmphex(vsid(t.m, t.dev[0]), ==, SID(4, 0));
     g_assert_cmpuint(take_messages(t.messages, "cannot even be aborted"), ==,
                      1);
     host_double_fail_forever(t.m->hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 0);
@@ -1145,6 +1172,98 @@ static void test_event(void)
     one_device_stop(&t);
 }
 
+/* Events that come to a full queue are lost, which is no error. */
+static void test_event_queue_full(void)
+{
+    OneDevice t = one_device_start(machine_new_default());
+    QSMMUGuest *g = &t.m->smmu[0];
+    uint64_t page1 = g->base + 0x10000;
+    uint32_t cr0 = qtest_readl(g->qts, g->base + A_CR0);
+    static const uint64_t fault[4] = { QSMMU_F_TRANSLATION, 0, 0x12345000, 0 };
+    static const struct {
+        uint32_t cr0, cons, prod;
+    } steps[] = {
+        /* Two of three fit; the loss is told of once, until it is known. */
+        { R_CR0_EVENTQEN_MASK, 0, 2 | R_EVENTQ_PROD_OVFLG_MASK },
+        { R_CR0_EVENTQEN_MASK, 0, 2 | R_EVENTQ_PROD_OVFLG_MASK },
+        { R_CR0_EVENTQEN_MASK, 2 | R_EVENTQ_CONS_OVACKFLG_MASK, 0 },
+        { R_CR0_EVENTQEN_MASK, 0, 2 | R_EVENTQ_PROD_OVFLG_MASK },
+        { 0, 2 | R_EVENTQ_CONS_OVACKFLG_MASK, 2 | R_EVENTQ_PROD_OVFLG_MASK },
+    };
+
+    write_cr0(g, cr0 & ~R_CR0_EVENTQEN_MASK);
+    qtest_writeq(g->qts, g->base + A_EVENTQ_BASE, g->eventq | 1);
+    for (int i = 0; i < ARRAY_SIZE(steps); i++) {
+        write_cr0(g, (cr0 & ~R_CR0_EVENTQEN_MASK) | steps[i].cr0);
+        qtest_writel(g->qts, page1 + A_EVENTQ_CONS, steps[i].cons);
+        for (int n = 0; n < 3; n++) {
+            g_assert_true(host_double_post_event(t.m->hd, t.dev, fault));
+        }
+        settle(t.m);
+        g_test_message("step %d", i);
+        g_assert_cmphex(qtest_readl(g->qts, page1 + A_EVENTQ_PROD), ==,
+                        steps[i].prod);
+        g_assert_cmphex(qtest_readl(g->qts, g->base + A_GERROR), ==, 0);
+    }
+    one_device_stop(&t);
+}
+
+/* IDs of one iommufd mean nothing to another one. */
+static void test_other_iommufd(void)
+{
+    Machine *m = machine_new_ports(2);
+    unsigned other = host_double_add_iommufd(m->hd);
+    HDDevice *devs[] = {
+        add_vfio(m, 0, "bus=rp"), host_double_add_device(m->hd, 0),
+    };
+    g_autofree char *error = NULL;
+    g_autofree char *none = NULL;
+
+    g_string_append_printf(m->args, "-object iommufd,id=iommufd1,fd=%d ",
+                           m->hd->iommufd[other]);
+    machine_start(m);
+    error = try_plug_with(m, devs[1], "rp1", "iommufd1");
+    g_assert_nonnull(error);
+    g_test_message("%s", error);
+    g_assert_nonnull(strstr(error, "does not have the iommufd of the SMMU's"));
+    let_rcu_run(m);
+
+    none = try_plug(m, devs[1], "rp1");
+    g_assert_cmpstr(none, ==, NULL);
+    g_assert_cmphex(attached(m, devs[1]), ==, QSMMU_STE_BYPASS);
+    machine_stop(m);
+}
+
+/* There are also events of streams that bypass stage 1. */
+static void test_event_of_bypass(void)
+{
+    static const uint64_t steps[] = {
+        QSMMU_STE_ABORT, QSMMU_STE_BYPASS, QSMMU_STE_ABORT,
+    };
+    Machine *m = machine_new_ports(1);
+    HDDevice *dev = add_vfio(m, 0, "bus=rp");
+    QSMMUGuest *g = &m->smmu[0];
+
+    machine_start(m);
+    set_buses(m, PORT(0), 1, 1);
+    qsmmu_guest_enable(g);
+    for (int i = 0; i < ARRAY_SIZE(steps); i++) {
+        qsmmu_set_ste(g, SID(1, 0), steps[i], 0);
+        qsmmu_cfgi_ste(g, SID(1, 0));
+        g_assert_cmphex(attached(m, dev), ==, steps[i]);
+        assert_event_from(m, dev, SID(1, 0));
+    }
+    /* The host attaches nothing anew that is attached already. */
+    for (int bus = 2; bus < 5; bus++) {
+        qsmmu_set_ste(g, SID(bus, 0), QSMMU_STE_BYPASS, 0);
+        qsmmu_cfgi_ste(g, SID(bus, 0));
+        set_buses(m, PORT(0), bus, bus);
+        g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
+        assert_event_from(m, dev, SID(bus, 0));
+    }
+    machine_stop(m);
+}
+
 static void test_invalidation(void)
 {
     OneDevice t = one_device_start(machine_new_default());
@@ -1227,6 +1346,7 @@ int main(int argc, char **argv)
         { "/accel/host/cd", test_cd },
         { "/accel/host/ats", test_ats },
         { "/accel/host/failure", test_failure },
+        { "/accel/host/vdevice-failure", test_vdevice_failure },
         { "/accel/host/stray", test_stray },
         { "/accel/host/veventq-failure", test_veventq_failure },
         { "/accel/host/second-device", test_second_device },
@@ -1245,7 +1365,10 @@ int main(int argc, char **argv)
           test_emulated_bridge_unplugged },
         { "/accel/host/two-vsmmus", test_two_vsmmus },
         { "/accel/host/conventional-bus", test_conventional_bus },
+        { "/accel/host/other-iommufd", test_other_iommufd },
         { "/accel/host/event", test_event },
+        { "/accel/host/event-queue-full", test_event_queue_full },
+        { "/accel/host/event-of-bypass", test_event_of_bypass },
         { "/accel/host/invalidation", test_invalidation },
         { "/accel/host/invalidation-failure", test_invalidation_failure },
     };

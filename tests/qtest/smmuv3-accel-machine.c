@@ -593,6 +593,12 @@ void set_slot_power(QPCIDevice *port, bool on)
 
 char *try_plug(Machine *m, HDDevice *dev, const char *bus)
 {
+    return try_plug_with(m, dev, bus, "iommufd0");
+}
+
+char *try_plug_with(Machine *m, HDDevice *dev, const char *bus,
+                    const char *iommufd)
+{
     int fd = dev->fd;
     char *error = NULL;
     QDict *rsp;
@@ -601,7 +607,7 @@ char *try_plug(Machine *m, HDDevice *dev, const char *bus)
                                  "'arguments': { 'fdname': 'hotplug' } }");
     rsp = qtest_qmp(m->qts, "{ 'execute': 'device_add', 'arguments': {"
                     "'driver': 'vfio-pci', 'id': 'hot', 'fd': 'hotplug', "
-                    "'iommufd': 'iommufd0', 'rombar': 0, 'bus': %s } }", bus);
+                    "'iommufd': %s, 'rombar': 0, 'bus': %s } }", iommufd, bus);
     if (qdict_haskey(rsp, "error")) {
         error = g_strdup(qdict_get_str(qdict_get_qdict(rsp, "error"), "desc"));
     }

@@ -276,6 +276,8 @@ void remove_from_slot(Machine *m, const char *id, QPCIDevice *port);
  * to be freed
  */
 char *try_plug(Machine *m, HDDevice *dev, const char *bus);
+char *try_plug_with(Machine *m, HDDevice *dev, const char *bus,
+                    const char *iommufd);
 
 /* Wait until QEMU has closed the device. */
 void wait_unbound(HDDevice *dev);
