@@ -69,7 +69,7 @@ lab-upstream: upstream ## Run them on QEMU without the series, where interrupts 
 	$(Q)UPSTREAM=1 SANITIZE= SCENARIO=$(SCENARIO) $(TOOL) lab/run
 
 .PHONY: test
-test: build ## Run all tests: scripts, QEMU's own, the lab
+test: build ## Run all tests: scripts, qtests (on arm64 too), the fuzzer's inputs, the lab
 	$(Q)$(TOOL) tools/test
 
 .PHONY: check

@@ -24,7 +24,8 @@ QEMU_DEBIAN = [
      "479d1a6a44fe5778f084f900e52ac40bda439b9369bcf1c20e018085a6f2d53e"),
 ]
 
-# Any kernel from 6.15 on has vIOMMU, vDEVICE and vEVENTQ.
+# Any kernel from 6.19 on has vIOMMU, vDEVICE and vEVENTQ, and attaches a nested
+# HWPT that bypasses stage 1 without a vDEVICE.
 LINUX = [
     ("pool/main/l/linux/linux-source-7.2_7.2.13-1_all.deb",
      "30a8c5fc63f9028a62e6d7b3f7f43bee67425dbce2a05fceba83f9b87c92083d"),

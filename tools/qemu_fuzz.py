@@ -13,7 +13,7 @@ from collections import defaultdict
 from common import BUILD, LOGS, ROOT, Progress, output, write_file
 from patchset import TREE
 from qemu_build import build
-from qemu_tests import Outcome
+from qemu_tests import LSAN_OPTIONS, Outcome
 
 NAME = "qemu-fuzz"
 TARGET = "arm-smmuv3-accel"
@@ -56,8 +56,7 @@ def make_seeds():
 def environment():
     return {**os.environ,
             "ASAN_OPTIONS": "detect_leaks=1",
-            "LSAN_OPTIONS": "print_suppressions=0:suppressions="
-                            f"{TREE / 'scripts/lsan_suppressions.txt'}",
+            "LSAN_OPTIONS": LSAN_OPTIONS,
             "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 
 

@@ -146,12 +146,15 @@ FINDING = r"^.*(?:ERROR: \w+Sanitizer|runtime error):.*$"
 RACE = r"^SUMMARY: ThreadSanitizer: .*$"
 
 
+LSAN_OPTIONS = "print_suppressions=0:suppressions=" \
+    f"{TREE / 'scripts/lsan_suppressions.txt'}"
+
+
 def sanitizers(path):
     common = f"log_path={path}:halt_on_error=1:print_stacktrace=1"
     return {"ASAN_OPTIONS": f"{common}:detect_leaks=1:fast_unwind_on_malloc=0",
             "UBSAN_OPTIONS": common,
-            "LSAN_OPTIONS": "print_suppressions=0:suppressions="
-                            f"{TREE / 'scripts/lsan_suppressions.txt'}"}
+            "LSAN_OPTIONS": LSAN_OPTIONS}
 
 
 def races(path):
@@ -193,20 +196,30 @@ def without(table, places):
     return bytes(data)
 
 
+def acpi_scratch(scratch, folder, source):
+    """Make @scratch a place where bios-tables-test of the build in @folder can
+    write tables."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    shutil.copytree(source / "tests/data", scratch / "tests/data")
+    (scratch / "pc-bios").symlink_to(folder / "pc-bios")
+
+
+def test_data(folder, data):
+    """Have the tests of the build in @folder expect @data, by a copy."""
+    place = folder / "tests/data"
+    if place.is_symlink():
+        place.unlink()
+    shutil.rmtree(place, ignore_errors=True)
+    shutil.copytree(data, place)
+
+
 def acpi_expected(folder, source):
     """Give @folder expected tables that fit the firmware: QEMU's, but where
     a table is QEMU's up to the firmware's addresses, the one that it is."""
-    data = folder / "tests/data"
+    data, scratch = folder / "tests/data", folder / "acpi-actual"
     virt = "acpi/aarch64/virt"
-    if data.is_symlink():
-        data.unlink()
-    shutil.rmtree(data, ignore_errors=True)
-    shutil.copytree(source / "tests/data", data)
-    scratch = folder / "acpi-actual"
-    shutil.rmtree(scratch, ignore_errors=True)
-    (scratch / "tests").mkdir(parents=True)
-    shutil.copytree(data, scratch / "tests/data")
-    (scratch / "pc-bios").symlink_to(folder / "pc-bios")
+    test_data(folder, source / "tests/data")
+    acpi_scratch(scratch, folder, source)
     env = compiler_env() | {"QTEST_QEMU_BINARY": str(folder / BINARY),
                             "TEST_ACPI_REBUILD_AML": "1"}
     program = folder / "tests/qtest/bios-tables-test"

@@ -104,7 +104,6 @@ static void test_stream_tables(void)
 #define STE2_S          (1ull << 57)
 #define STE2_R          (1ull << 58)
 
-#define STE2_TG_4KB     STE2_TG(0)
 #define STE2_TG_64KB    STE2_TG(1)
 #define STE2_TG_16KB    STE2_TG(2)
 

@@ -693,29 +693,6 @@ uint64_t attached_ste(OneDevice *t)
     return hwpt->data[0];
 }
 
-/*
- * A test that is expected to fail runs in a process of its own, whose failure
- * is the success of this one. When it passes, @todo has to go.
- */
-static void run_test(gconstpointer opaque)
-{
-    const AccelTest *test = opaque;
-
-    if (!test->todo || g_test_subprocess()) {
-        test->fn();
-        return;
-    }
-    g_test_message("expected to fail: %s", test->todo);
-    g_test_trap_subprocess(NULL, 60 * G_USEC_PER_SEC, 0);
-    if (g_test_trap_has_passed()) {
-        g_test_message("it passes, but was expected to fail");
-        g_test_fail();
-    } else {
-        /* By a check of the test, not by something else */
-        g_test_trap_assert_stderr("*ERROR:*smmuv3-accel-*");
-    }
-}
-
 int accel_tests_run(int argc, char **argv, const AccelTest *tests, unsigned n)
 {
     /* First of all: the questions below write what they do to the TAP output */
@@ -727,7 +704,7 @@ int accel_tests_run(int argc, char **argv, const AccelTest *tests, unsigned n)
     }
     for (unsigned i = 0; i < n; i++) {
         if (!tests[i].vcpus || qtest_has_accel("tcg")) {
-            qtest_add_data_func(tests[i].path, &tests[i], run_test);
+            qtest_add_func(tests[i].path, tests[i].fn);
         }
     }
     return g_test_run();

@@ -82,7 +82,6 @@ typedef struct OneDevice {
 typedef struct AccelTest {
     const char *path;
     void (*fn)(void);
-    const char *todo;   /* why it is expected to fail, or NULL */
     bool vcpus;         /* whether it needs vCPUs that run, so TCG */
 } AccelTest;
 
