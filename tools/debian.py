@@ -59,8 +59,10 @@ def own():
 
 def source():
     """QEMU_DEBIAN_SRC='s files, or the first pinned ones that can be had."""
-    for files in (own(), *(fetch(path) for path, _ in pins.QEMU_DEBIAN)):
-        if files:
+    if files := own():
+        return files
+    for path, _ in pins.QEMU_DEBIAN:
+        if files := fetch(path):
             return files
     die(f"none of the pinned source packages is on {sources.MIRROR}; take an "
         f"own one with QEMU_DEBIAN_SRC=")
