@@ -698,6 +698,11 @@ static void test_set_irqs_fails(void)
         set_vector(t.pci, 0, V2M_DOORBELL, SPI);
         mask_vector(t.pci, 0, true);
         mask_vector(t.pci, 0, false);
+        /* It is asked again, which helps if MSI-X is enabled there. */
+        if (calls[i].n > 2) {
+            fire(m, dev, 0);
+            assert_only_spi(m, SPI);
+        }
         change_msix(t.pci, PCI_MSIX_FLAGS_ENABLE, 0);
         g_assert_cmpuint(count_routes(m), ==, 0);
         g_assert_cmpint(dev->irq_index, ==, VFIO_PCI_INTX_IRQ_INDEX);
