@@ -749,14 +749,16 @@ static void two_ports_stop(TwoPorts *t)
     memory_file_free(t->messages);
 }
 
+/* An event that the host's SMMU reports */
+static const uint64_t host_fault[4] = { QSMMU_F_TRANSLATION, 0, 0x12345000, 0 };
+
 static void assert_event_from(Machine *m, HDDevice *dev, uint32_t sid)
 {
-    static const uint64_t fault[4] = { QSMMU_F_TRANSLATION, 0, 0x12345000, 0 };
     gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
     unsigned n = qsmmu_events(&m->smmu[0]);
     uint64_t event[4];
 
-    g_assert_true(host_double_post_event(m->hd, dev, fault));
+    g_assert_true(host_double_post_event(m->hd, dev, host_fault));
     while (qsmmu_events(&m->smmu[0]) == n) {
         g_assert_cmpint(g_get_monotonic_time(), <, end);
         g_usleep(1000);
@@ -1154,18 +1156,10 @@ static void test_conventional_bus(void)
 
 static void test_event(void)
 {
-    static const uint64_t fault[4] = {
-        QSMMU_F_TRANSLATION, 0, 0x12345000, 0,
-    };
     OneDevice t = one_device_start(machine_new_default());
-    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
     uint64_t event[4];
 
-    g_assert_true(host_double_post_event(t.m->hd, t.dev, fault));
-    while (!qsmmu_events(&t.m->smmu[0])) {
-        g_assert_cmpint(g_get_monotonic_time(), <, end);
-        g_usleep(1000);
-    }
+    assert_event_from(t.m, t.dev, ONE_SID);
     assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
     qsmmu_event(&t.m->smmu[0], 0, event);
     g_assert_cmphex(QSMMU_EVT_ADDR(event), ==, 0x12345000);
@@ -1179,7 +1173,6 @@ static void test_event_queue_full(void)
     QSMMUGuest *g = &t.m->smmu[0];
     uint64_t page1 = g->base + 0x10000;
     uint32_t cr0 = qtest_readl(g->qts, g->base + A_CR0);
-    static const uint64_t fault[4] = { QSMMU_F_TRANSLATION, 0, 0x12345000, 0 };
     static const struct {
         uint32_t cr0, cons, prod;
     } steps[] = {
@@ -1197,7 +1190,7 @@ static void test_event_queue_full(void)
         write_cr0(g, (cr0 & ~R_CR0_EVENTQEN_MASK) | steps[i].cr0);
         qtest_writel(g->qts, page1 + A_EVENTQ_CONS, steps[i].cons);
         for (int n = 0; n < 3; n++) {
-            g_assert_true(host_double_post_event(t.m->hd, t.dev, fault));
+            g_assert_true(host_double_post_event(t.m->hd, t.dev, host_fault));
         }
         settle(t.m);
         g_test_message("step %d", i);

@@ -565,6 +565,19 @@ static void test_not_handled_yet(void)
     stop(&s);
 }
 
+/* Vectors 0 and 1 fire at once, when the third is unmasked and gets a route. */
+static void fire_both(Setup *s)
+{
+    Machine *m = s->t.m;
+
+    qtest_irqchip_signal(m->qts, "add", 1,
+                         host_double_eventfd(m->hd, s->t.dev, s->index, 0));
+    host_double_signal(m->hd, VFIO_DEVICE_SET_IRQS, 1, false, s->t.dev,
+                       s->index, 1);
+    mask_vector(s->t.pci, 2, false);
+    g_assert_true(host_double_signalled(m->hd, VFIO_DEVICE_SET_IRQS));
+}
+
 /*
  * One vector's message disables MSI-X while another vector's is on its way. It
  * depends on QEMU's main loop whose comes first, so each has either part.
@@ -599,15 +612,8 @@ static void test_disabled_by_message(void)
             qtest_irqchip_fail(s.t.m->qts, "add", 0, 0);
             assert_not_routed(&s.t, i);
         }
-        /* They fire at once, when the third is unmasked. */
         write_message(s.t.pci, 2, BELL(0), SPI);
-        qtest_irqchip_signal(s.t.m->qts, "add", 1,
-                             host_double_eventfd(s.t.m->hd, s.t.dev, s.index,
-                                                 0));
-        host_double_signal(s.t.m->hd, VFIO_DEVICE_SET_IRQS, 1, false, s.t.dev,
-                           s.index, 1);
-        mask_vector(s.t.pci, 2, false);
-        g_assert_true(host_double_signalled(s.t.m->hd, VFIO_DEVICE_SET_IRQS));
+        fire_both(&s);
         g_assert_cmpuint(arrived(&s), ==, 1);
         g_assert_cmpint(s.t.dev->irq_index, ==, VFIO_PCI_INTX_IRQ_INDEX);
         g_assert_cmpuint(count_routes(s.t.m), ==, 0);
@@ -654,14 +660,8 @@ static void test_unplugged_by_message(void)
             mask_vector(s.t.pci, i, false);
             assert_not_routed(&s.t, i);
         }
-        /* They fire at once, when the third is unmasked. */
         write_message(s.t.pci, 2, V2M_DOORBELL, SPI);
-        qtest_irqchip_signal(m->qts, "add", 1,
-                             host_double_eventfd(m->hd, s.t.dev, s.index, 0));
-        host_double_signal(m->hd, VFIO_DEVICE_SET_IRQS, 1, false, s.t.dev,
-                           s.index, 1);
-        mask_vector(s.t.pci, 2, false);
-        g_assert_true(host_double_signalled(m->hd, VFIO_DEVICE_SET_IRQS));
+        fire_both(&s);
         settle(m);
         g_assert_cmphex(qpci_config_readl(s.t.pci, 0), ==, 0xffffffff);
         g_assert_cmpuint(count_routes(m), ==, 0);

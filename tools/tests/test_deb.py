@@ -12,6 +12,7 @@ from unittest import mock
 import support      # has tools/ in the path
 
 import deb_test
+import debian
 import debian_root
 from deb_test import Checks, Failed, guest_is_well
 from libvirt_test import HOSTDEV, devices, domain, has
@@ -54,6 +55,15 @@ class Guest(unittest.TestCase):
                 ["cpio", "-t", "--quiet"], input=deb_test.initrd(),
                 stdout=subprocess.PIPE, check=True).stdout.decode().split()
         self.assertEqual(names, [".", "init", "bin", "bin/busybox"])
+
+
+class Source(unittest.TestCase):
+    def test_first_that_can_be_had(self):
+        """And no other one is fetched then."""
+        found = [None, ("a", "b")]
+        with mock.patch.object(debian, "fetch", side_effect=found), \
+                mock.patch.dict(os.environ, QEMU_DEBIAN_SRC=""):
+            self.assertEqual(debian.source(), ("a", "b"))
 
 
 class Domain(unittest.TestCase):

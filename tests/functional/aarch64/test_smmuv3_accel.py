@@ -169,8 +169,8 @@ def cpio(files):
 
 def canwbs_iort(iort):
     """
-    The IORT with CANWBS set in every root complex node: the kernel gives no
-    nested domain without it, and the emulated SMMU has no S2FWB instead.
+    The IORT with CANWBS set in every root complex node: the kernel makes no
+    vIOMMU without it, and the emulated SMMU has no S2FWB instead.
     """
     iort = bytearray(iort)
     count, node = struct.unpack_from('<II', iort, 36)
