@@ -38,6 +38,7 @@ enum {
     CALL_RELEASE,
     CALL_ATTACH,
     CALL_DETACH,
+    LOST,                   /* no call, but counted as one */
     NUM_CALLS,
 };
 
@@ -48,6 +49,7 @@ static const char *const call_names[NUM_CALLS] = {
     [CALL_RELEASE] = "release",
     [CALL_ATTACH] = "attach",
     [CALL_DETACH] = "detach",
+    [LOST] = "lost",
 };
 
 /* How often it was made, and in how many calls from now something happens */
@@ -172,6 +174,7 @@ static void irqfd_read(EventNotifier *n)
             gsi->sent++;
         } else {
             gsi->lost++;
+            calls[LOST].count++;
         }
     }
 }
@@ -212,7 +215,7 @@ int qtest_irqchip_add_irqfd_notifier_gsi(EventNotifier *n, EventNotifier *rn,
         }
     }
     /* The device may have a handler of its own for its descriptor. */
-    fd = dup(event_notifier_get_fd(n));
+    fd = qemu_dup(event_notifier_get_fd(n));
     if (fd < 0) {
         return -errno;
     }

@@ -146,7 +146,7 @@ static void smmuv3_accel_msi_forget_device(SMMUv3AccelDevice *accel_dev)
 void smmuv3_accel_msi_stream_changed(SMMUv3AccelDevice *accel_dev)
 {
     accel_dev->msi_changed = true;
-    accel_dev->s_accel->msi.devices_changed = true;
+    smmuv3_accel_msi_state(accel_dev)->devices_changed = true;
 }
 
 /* Remember a page, and no more of them than vectors can name. */

@@ -307,16 +307,23 @@ static void test_cd(void)
     one_device_stop(&t);
 }
 
+static Machine *machine_new_ats(bool ats)
+{
+    Machine *m = machine_new("gic-version=3", ats ? ",ats=on" : ",ats=off");
+
+    m->hd->shm->smmu[0].ats = true;
+    m->hd->shm->smmu[0].idr[0] |= R_IDR0_ATS_MASK;
+    return m;
+}
+
 /* ATS is the guest's only if the vSMMU has it. */
 static void test_ats(void)
 {
     for (int ats = 0; ats < 2; ats++) {
-        Machine *m = machine_new("gic-version=3", ats ? ",ats=on" : ",ats=off");
+        Machine *m = machine_new_ats(ats);
         char *messages = catch_messages(m);
         OneDevice t;
 
-        m->hd->shm->smmu[0].ats = true;
-        m->hd->shm->smmu[0].idr[0] |= R_IDR0_ATS_MASK;
         t = one_device_start(m);
         qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 1 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
@@ -324,11 +331,26 @@ static void test_ats(void)
         g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==,
                         ats ? 1 << 28 : 0);
 
-        /* Split stage ATS: an STE that the host refuses is a guest's error. */
+        /* Reserved: no ATS */
+        qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 3 << 28);
+        qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
+        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==, 0);
+
+        /* Split-stage ATS takes two stages, for messages as for the host. */
         qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 2 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
         g_assert_cmphex(attached_ste(&t), ==,
                         ats ? QSMMU_STE_ABORT : s1(t.domain));
+        qsmmu_map(t.domain, DOORBELL & ~0xfffull, TARGET(0));
+        set_vector(t.pci, 0, DOORBELL, MSI_DATA);
+        fire(m, t.dev, 0);
+        if (ats) {
+            assert_dropped(m);
+            assert_one_event(m, QSMMU_C_BAD_STE, ONE_SID);
+        } else {
+            assert_delivered(m, TARGET(0));
+        }
         assert_no_message(messages);
         one_device_stop(&t);
         memory_file_free(messages);
@@ -1254,6 +1276,14 @@ static void test_event_of_bypass(void)
         g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
         assert_event_from(m, dev, SID(bus, 0));
     }
+    /* What cannot be detached is blocked until the guest tries again. */
+    host_double_fail(m->hd, VFIO_DEVICE_DETACH_IOMMUFD_PT, 1, EIO);
+    qsmmu_set_ste(g, SID(5, 0), QSMMU_STE_BYPASS, 0);
+    set_buses(m, PORT(0), 5, 5);
+    g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_ABORT);
+    assert_event_from(m, dev, SID(5, 0));
+    qsmmu_cfgi_ste(g, SID(5, 0));
+    g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
     machine_stop(m);
 }
 
@@ -1273,10 +1303,48 @@ static void test_invalidation(void)
     one_device_stop(&t);
 }
 
+/* CMDQ_CONS.ERR */
+enum { ILL = 1, ABT = 2, ATC_INV_SYNC = 3 };
+
+/* One device that does not answer must not stop all commands for good. */
+static void test_atc_inv_failure(void)
+{
+    OneDevice t = one_device_start(machine_new_ats(true));
+    Machine *m = t.m;
+    QSMMUGuest *g = &m->smmu[0];
+    uint64_t atc_inv = SMMU_CMD_ATC_INV | (uint64_t)ONE_SID << 32;
+
+    for (int i = 0; i < 2; i++) {
+        uint32_t cons, sync;
+
+        host_double_fail(m->hd, IOMMU_HWPT_INVALIDATE, 1, ETIMEDOUT);
+        qsmmu_queue(g, atc_inv, 0);
+        qsmmu_queue(g, SMMU_CMD_TLBI_NH_ALL, 0);
+        sync = g->cmdq_prod;
+        qsmmu_queue(g, SMMU_CMD_SYNC, 0);
+        cons = qsmmu_issue_queued(g);
+        g_assert_cmphex(cons & ~R_CMDQ_CONS_ERR_MASK, ==, sync);
+        g_assert_cmpuint(FIELD_EX32(cons, CMDQ_CONS, ERR), ==, ATC_INV_SYNC);
+        g_assert_cmphex(last_call(m)->arg[1], ==, SMMU_CMD_TLBI_NH_ALL);
+
+        /* Linux acknowledges it, which repeats the CMD_SYNC. */
+        cons = qsmmu_acknowledge(g, false);
+        g_assert_cmphex(cons & ~R_CMDQ_CONS_ERR_MASK, ==, g->cmdq_prod);
+        qsmmu_command(g, atc_inv, 0);
+        qsmmu_command(g, SMMU_CMD_SYNC, 0);
+    }
+
+    host_double_fail(m->hd, IOMMU_HWPT_INVALIDATE, 1, EIO);
+    g_assert_cmpuint(FIELD_EX32(qsmmu_issue(g, atc_inv, 0), CMDQ_CONS, ERR),
+                     ==, ILL);
+    qsmmu_acknowledge(g, true);
+    qsmmu_command(g, SMMU_CMD_SYNC, 0);
+    one_device_stop(&t);
+}
+
 /* A command that the host has not done is not complete. */
 static void test_invalidation_failure(void)
 {
-    enum { ILL = 1, ABT = 2 };  /* CERROR */
     static const struct {
         int err;
         unsigned cerror;
@@ -1364,6 +1432,7 @@ int main(int argc, char **argv)
         { "/accel/host/event-of-bypass", test_event_of_bypass },
         { "/accel/host/invalidation", test_invalidation },
         { "/accel/host/invalidation-failure", test_invalidation_failure },
+        { "/accel/host/atc-inv-failure", test_atc_inv_failure },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

@@ -670,6 +670,32 @@ static void test_unplugged_by_message(void)
     }
 }
 
+/* The same for a message that is pending when its MSI vector is unmasked */
+static void test_unplugged_by_pending_message(void)
+{
+    Machine *m = machine_new_irqchip();
+    uint8_t cap;
+    OneDevice t;
+
+    g_string_append(m->args, "-global acpi-ged.acpi-pci-hotplug-with-"
+                             "bridge-support=on ");
+    t = irqchip_start(m);
+    cap = qpci_find_capability(t.pci, PCI_CAP_ID_MSI, 0);
+    map_bell(t.domain, 0, ACPI_PCIHP_BASE);
+    qtest_writel(m->qts, ACPI_PCIHP_BASE + ACPI_PCIHP_SELECT, 0);
+    enable_msi(t.pci, (BELL(0) & ~0xfffull) + ACPI_PCIHP_EJECT,
+               1 << PCI_SLOT(ONE_SID), 0);
+    qpci_config_writel(t.pci, cap + PCI_MSI_MASK_64, 1);
+    fire_irq(m, t.dev, VFIO_PCI_MSI_IRQ_INDEX, 0);
+    g_assert_cmphex(qpci_config_readl(t.pci, cap + PCI_MSI_PENDING_64), ==, 1);
+
+    qpci_config_writel(t.pci, cap + PCI_MSI_MASK_64, 0);
+    settle(m);
+    g_assert_cmphex(qpci_config_readl(t.pci, 0), ==, 0xffffffff);
+    g_assert_cmpuint(count_routes(m), ==, 0);
+    one_device_stop(&t);
+}
+
 int main(int argc, char **argv)
 {
     static const AccelTest tests[] = {
@@ -679,6 +705,8 @@ int main(int argc, char **argv)
         { "/accel/switch/not-handled-yet", test_not_handled_yet },
         { "/accel/switch/disabled-by-message", test_disabled_by_message },
         { "/accel/switch/unplugged-by-message", test_unplugged_by_message },
+        { "/accel/switch/unplugged-by-pending-message",
+          test_unplugged_by_pending_message },
     };
 
     return accel_tests_run(argc, argv, tests, ARRAY_SIZE(tests));

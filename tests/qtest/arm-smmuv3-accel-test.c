@@ -10,11 +10,11 @@
  */
 
 #include "qemu/osdep.h"
+#include "qemu/units.h"
 #include "libqtest.h"
 #include "libqos/pci.h"
 #include "libqos/generic-pcihost.h"
-#include "libqos/qos-smmuv3.h"
-#include "hw/arm/smmuv3-common.h"
+#include "libqos/smmuv3-guest.h"
 #include "hw/pci/pci.h"
 #include "hw/pci/pci_regs.h"
 #include "qobject/qdict.h"
@@ -23,66 +23,36 @@
 #define SMMU_BASE       0x0c000000ull
 #define UART_BASE       0x09000000ull
 
-#define RAM(offset)     (QSMMU_SPACE_OFFS_NS + (offset))
-#define PORT_DEVFN      PCI_DEVFN(1, 0)
+#define RAM_BASE        0x40000000ull
+#define TABLES          (RAM_BASE + 128 * MiB)
+#define TABLES_SIZE     (16 * MiB)
+#define PORT_SID        PCI_DEVFN(1, 0)
 
-#define DOORBELL        RAM(0xf001040)  /* a gIOVA */
-#define TARGET          RAM(0xe800000)  /* pages that it may map to */
-#define TARGET2         RAM(0xe900000)
+#define DOORBELL        (RAM_BASE + 0xf001040)  /* a gIOVA */
+#define TARGET          (RAM_BASE + 0xe800000)  /* pages that it may map to */
+#define TARGET2         (RAM_BASE + 0xe900000)
 #define MSI_DATA        0x1234abcd
 #define MARKER          0x5a5a5a5a
-
-#define EVT_F_STE_FETCH     0x03
-#define EVT_C_BAD_STE       0x04
-#define EVT_F_TRANSLATION   0x10
 
 typedef struct AccelTest {
     QTestState *qts;
     QGenericPCIBus gbus;
     QPCIDevice *port;
     uint64_t slot_ctl;  /* of the port, in its configuration space */
+    QSMMUGuest smmu;
+    QSMMUDomain *domain;
 } AccelTest;
 
-/* accel=on wants firmware, which a qtest does not run. */
 static char *accel_args(const char *machine, const char *properties)
 {
-    static int bios = -1;
-
-    if (bios < 0) {
-        bios = memfd_create("firmware", MFD_CLOEXEC);
-        g_assert_cmpint(ftruncate(bios, 4096), ==, 0);
-    }
+    /* accel=on wants firmware, which a qtest does not run. */
     return g_strdup_printf(
         "-machine virt,%s -cpu max -smp 1 -m 512 -net none "
-        "-bios /proc/%d/fd/%d "
+        "-bios /dev/null "
         "-device arm-smmuv3,primary-bus=pcie.0,accel=on,"
         "ril=on,ats=off,oas=44,%s "
         "-device pcie-root-port,id=rp1,addr=1.0,chassis=1",
-        machine, getpid(), bios, properties);
-}
-
-static void map(AccelTest *t, uint64_t giova, uint64_t pte)
-{
-    static const uint64_t tables[] = {
-        RAM(QSMMU_VTTB), RAM(QSMMU_L0_PTE_VAL), RAM(QSMMU_L1_PTE_VAL),
-        RAM(QSMMU_L2_PTE_VAL),
-    };
-
-    for (int level = 0; level < 4; level++) {
-        uint64_t index = (giova >> (39 - 9 * level)) & 0x1ff;
-
-        if (level < 3) {
-            qtest_writeq(t->qts, tables[level] + index * 8,
-                         tables[level + 1] | QSMMU_NON_LEAF_PTE_MASK);
-        } else {
-            qtest_writeq(t->qts, tables[level] + index * 8, pte);
-        }
-    }
-}
-
-static void map_page(AccelTest *t, uint64_t giova, uint64_t gpa)
-{
-    map(t, giova, gpa | QSMMU_LEAF_PTE_RW_MASK);
+        machine, properties);
 }
 
 static AccelTest *accel_start(const char *properties)
@@ -93,7 +63,7 @@ static AccelTest *accel_start(const char *properties)
 
     t->qts = qtest_init(args);
     qpci_init_generic(&t->gbus, t->qts, NULL, false);
-    t->port = qpci_device_find(&t->gbus.bus, PORT_DEVFN);
+    t->port = qpci_device_find(&t->gbus.bus, PORT_SID);
     g_assert_nonnull(t->port);
     qpci_device_enable(t->port);
     cap = qpci_find_capability(t->port, PCI_CAP_ID_EXP, 0);
@@ -101,6 +71,9 @@ static AccelTest *accel_start(const char *properties)
 
     /* A hot-plug event that is pending until HPIE is set */
     qtest_qmp_device_add(t->qts, "pcie-pci-bridge", "br1", "{'bus': 'rp1'}");
+
+    qsmmu_guest_init(&t->smmu, t->qts, SMMU_BASE, TABLES, TABLES_SIZE);
+    t->domain = qsmmu_domain_new(&t->smmu, 12, 1);
 
     qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), 0);
     qtest_writel(t->qts, TARGET2 + (DOORBELL & 0xfff), 0);
@@ -111,16 +84,16 @@ static AccelTest *accel_start(const char *properties)
 static void accel_stop(AccelTest *t)
 {
     qtest_quit(t->qts);
+    g_free(t->domain);
     g_free(t->port);
     g_free(t);
 }
 
-/* A linear stream table, one CD, page tables that map nothing of interest */
+/* With a domain of the port's that maps nothing yet */
 static void enable_smmu(AccelTest *t)
 {
-    qsmmu_build_translation(t->qts, QSMMU_TM_S1_ONLY, QSMMU_SPACE_NONSECURE,
-                            PORT_DEVFN);
-    qsmmu_program_bank(t->qts, SMMU_BASE, QSMMU_SPACE_NONSECURE);
+    qsmmu_guest_enable(&t->smmu);
+    qsmmu_attach(&t->smmu, PORT_SID, t->domain);
 }
 
 static void write_vector(AccelTest *t, uint64_t address, bool masked)
@@ -156,18 +129,14 @@ static uint32_t arrived(AccelTest *t, uint64_t page)
     return qtest_readl(t->qts, page + (DOORBELL & 0xfff));
 }
 
-static uint32_t number_of_events(AccelTest *t)
-{
-    return qtest_readl(t->qts, SMMU_BASE + 0x10000 + A_EVENTQ_PROD);
-}
-
 static void assert_one_event(AccelTest *t, uint8_t type)
 {
-    uint64_t event = RAM(QSMMU_EVENTQ_BASE_ADDR);
+    uint64_t event[4];
 
-    g_assert_cmpuint(number_of_events(t), ==, 1);
-    g_assert_cmphex(qtest_readl(t->qts, event) & 0xff, ==, type);
-    g_assert_cmphex(qtest_readl(t->qts, event + 4), ==, PORT_DEVFN);
+    g_assert_cmpuint(qsmmu_events(&t->smmu), ==, 1);
+    qsmmu_event(&t->smmu, 0, event);
+    g_assert_cmphex(QSMMU_EVT_TYPE(event), ==, type);
+    g_assert_cmphex(QSMMU_EVT_SID(event), ==, PORT_SID);
 }
 
 /* Nothing arrived anywhere, and RAM at the doorbell's number is untouched. */
@@ -181,16 +150,7 @@ static void assert_delivered(AccelTest *t, uint64_t page)
 {
     g_assert_cmphex(arrived(t, page), ==, MSI_DATA);
     g_assert_cmphex(qtest_readl(t->qts, DOORBELL), ==, MARKER);
-    g_assert_cmpuint(number_of_events(t), ==, 0);
-}
-
-/* The table of a stream with more than one CD, as word 1 and 2 of its STE */
-static void set_ste_substreams(AccelTest *t, uint32_t s1cdmax, uint32_t s1dss)
-{
-    uint64_t ste = RAM(QSMMU_STR_TAB_BASE) + PORT_DEVFN * sizeof(STE);
-
-    qtest_writel(t->qts, ste + 4, s1cdmax << 27);
-    qtest_writel(t->qts, ste + 8, s1dss);
+    g_assert_cmpuint(qsmmu_events(&t->smmu), ==, 0);
 }
 
 /* What QEMU says that does not start, with @before first of all arguments */
@@ -291,7 +251,7 @@ static void test_translated(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    map_page(t, DOORBELL, TARGET);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_delivered(t, TARGET);
@@ -304,7 +264,7 @@ static void test_high_doorbell(void)
     uint64_t giova = 0xfffff0000000ull | (DOORBELL & 0xfff);
 
     enable_smmu(t);
-    map_page(t, giova, TARGET);
+    qsmmu_map(t->domain, giova, TARGET);
     set_doorbell(t, giova);
     fire(t);
     assert_delivered(t, TARGET);
@@ -314,15 +274,16 @@ static void test_high_doorbell(void)
 static void test_unmapped(void)
 {
     AccelTest *t = accel_start("ssidsize=0");
-    uint64_t event = RAM(QSMMU_EVENTQ_BASE_ADDR);
+    uint64_t event[4];
 
     enable_smmu(t);
     set_doorbell(t, DOORBELL);
-    g_assert_cmpuint(number_of_events(t), ==, 0);
+    g_assert_cmpuint(qsmmu_events(&t->smmu), ==, 0);
     fire(t);
     assert_dropped(t);
-    assert_one_event(t, EVT_F_TRANSLATION);
-    g_assert_cmphex(qtest_readq(t->qts, event + 16), ==, DOORBELL);
+    assert_one_event(t, QSMMU_F_TRANSLATION);
+    qsmmu_event(&t->smmu, 0, event);
+    g_assert_cmphex(QSMMU_EVT_ADDR(event), ==, DOORBELL);
     accel_stop(t);
 }
 
@@ -332,7 +293,7 @@ static void test_mapped_late(void)
 
     enable_smmu(t);
     set_doorbell(t, DOORBELL);
-    map_page(t, DOORBELL, TARGET);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     fire(t);
     assert_delivered(t, TARGET);
     accel_stop(t);
@@ -344,14 +305,14 @@ static void test_remapped(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    map_page(t, DOORBELL, TARGET);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_delivered(t, TARGET);
     g_assert_cmphex(arrived(t, TARGET2), ==, 0);
 
     qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), MARKER);
-    map_page(t, DOORBELL, TARGET2);
+    qsmmu_map(t->domain, DOORBELL, TARGET2);
     fire(t);
     assert_delivered(t, TARGET2);
     g_assert_cmphex(arrived(t, TARGET), ==, MARKER);
@@ -363,8 +324,8 @@ static void test_doorbell_moved(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    map_page(t, DOORBELL, TARGET);
-    map_page(t, DOORBELL + 0x1000, TARGET2);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
+    qsmmu_map(t->domain, DOORBELL + 0x1000, TARGET2);
     set_doorbell(t, DOORBELL);
     write_vector(t, DOORBELL + 0x1000, false);
     fire(t);
@@ -378,7 +339,7 @@ static void test_pending_while_masked(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    map_page(t, DOORBELL, TARGET);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     qpci_msix_enable(t->port);
     write_vector(t, DOORBELL, true);
     fire(t);
@@ -395,12 +356,11 @@ static void test_bad_ste(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    qtest_writel(t->qts,
-                 RAM(QSMMU_STR_TAB_BASE) + PORT_DEVFN * sizeof(STE), 0);
+    qsmmu_attach(&t->smmu, PORT_SID, NULL);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_dropped(t);
-    assert_one_event(t, EVT_C_BAD_STE);
+    assert_one_event(t, QSMMU_C_BAD_STE);
     accel_stop(t);
 }
 
@@ -408,12 +368,11 @@ static void test_reserved_ips(void)
 {
     AccelTest *t = accel_start("ssidsize=0");
 
-    for (uint32_t ips = 6; ips <= 7; ips++) {
-        enable_smmu(t);
-        map_page(t, DOORBELL, TARGET);
-        qtest_writel(t->qts, RAM(QSMMU_CD_GPA) + 4,
-                     (qtest_readl(t->qts, RAM(QSMMU_CD_GPA) + 4) & ~7) | ips);
-        set_doorbell(t, DOORBELL);
+    enable_smmu(t);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
+    set_doorbell(t, DOORBELL);
+    for (uint64_t ips = 6; ips <= 7; ips++) {
+        qsmmu_modify(&t->smmu, t->domain->cd, 7ull << 32, ips << 32);
         fire(t);
         assert_delivered(t, TARGET);
         qtest_writel(t->qts, TARGET + (DOORBELL & 0xfff), 0);
@@ -427,12 +386,18 @@ static void test_tables_in_memory_only(void)
     AccelTest *t = accel_start("ssidsize=0");
 
     enable_smmu(t);
-    qtest_writeq(t->qts, SMMU_BASE + 0x80 /* STRTAB_BASE */, UART_BASE);
+    qtest_writeq(t->qts, SMMU_BASE + A_STRTAB_BASE, UART_BASE);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_dropped(t);
-    assert_one_event(t, EVT_F_STE_FETCH);
+    assert_one_event(t, QSMMU_F_STE_FETCH);
     accel_stop(t);
+}
+
+/* The port's CD becomes the first of two, and is for messages as S1DSS says. */
+static void set_substreams(AccelTest *t, uint32_t s1dss)
+{
+    qsmmu_set_ste(&t->smmu, PORT_SID, qsmmu_cd_table(t->domain, 0, 1), s1dss);
 }
 
 static void test_s1dss_bypass(void)
@@ -440,8 +405,8 @@ static void test_s1dss_bypass(void)
     AccelTest *t = accel_start("ssidsize=4");
 
     enable_smmu(t);
-    set_ste_substreams(t, 1, STE_S1DSS_BYPASS);
-    qtest_writel(t->qts, RAM(QSMMU_CD_GPA), 0); /* not valid, as Linux has it */
+    set_substreams(t, STE_S1DSS_BYPASS);
+    qtest_writel(t->qts, t->domain->cd, 0); /* not valid, as Linux has it */
     set_doorbell(t, TARGET + (DOORBELL & 0xfff));
     fire(t);
     assert_delivered(t, TARGET);
@@ -453,8 +418,8 @@ static void test_s1dss_ssid0(void)
     AccelTest *t = accel_start("ssidsize=4");
 
     enable_smmu(t);
-    set_ste_substreams(t, 1, STE_S1DSS_SSID0);
-    map_page(t, DOORBELL, TARGET);
+    set_substreams(t, STE_S1DSS_SSID0);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_delivered(t, TARGET);
@@ -466,12 +431,12 @@ static void test_s1dss_terminate(void)
     AccelTest *t = accel_start("ssidsize=4");
 
     enable_smmu(t);
-    set_ste_substreams(t, 1, 0);
-    map_page(t, DOORBELL, TARGET);
+    set_substreams(t, 0 /* terminate */);
+    qsmmu_map(t->domain, DOORBELL, TARGET);
     set_doorbell(t, DOORBELL);
     fire(t);
     assert_dropped(t);
-    assert_one_event(t, 0x06 /* F_STREAM_DISABLED */);
+    assert_one_event(t, QSMMU_F_STREAM_DISABLED);
     accel_stop(t);
 }
 

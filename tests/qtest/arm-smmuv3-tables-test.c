@@ -46,14 +46,14 @@ static bool access_testdev(SMMUv3Target *t, uint64_t giova)
     return qtest_readl(m->qts, t->pa) == ITD_DMA_WRITE_VAL;
 }
 
-static Machine *machine_start(const char *stage)
+static Machine *machine_start_with(const char *stage, unsigned megabytes)
 {
     Machine *m = g_new0(Machine, 1);
 
     m->qts = qtest_initf("-machine virt,gic-version=3 "
                          "-device arm-smmuv3,primary-bus=pcie.0,stage=%s "
-                         "-smp 1 -m 512 -cpu max -net none "
-                         "-device iommu-testdev,addr=2.0", stage);
+                         "-smp 1 -m %u -cpu max -net none "
+                         "-device iommu-testdev,addr=2.0", stage, megabytes);
     qpci_init_generic(&m->gbus, m->qts, NULL, false);
     m->pci = qpci_device_find(&m->gbus.bus, TESTDEV_SID);
     g_assert_nonnull(m->pci);
@@ -68,6 +68,11 @@ static Machine *machine_start(const char *stage)
         .access = access_testdev,
     };
     return m;
+}
+
+static Machine *machine_start(const char *stage)
+{
+    return machine_start_with(stage, 512);
 }
 
 static void machine_stop(Machine *m)
@@ -225,6 +230,33 @@ static void test_stage2(void)
     machine_stop(m);
 }
 
+/* CD.IPS limits the IPA of a table, and says nothing about where that is. */
+static void test_nested_high_ttb(void)
+{
+    const uint64_t ipa = 3 * GiB, pa = 4 * GiB;     /* of a first table */
+    Machine *m = machine_start_with("nested", 3 * KiB + 512);
+    QSMMUGuest *g = &m->smmu;
+    SMMUv3Target *t = &m->target;
+    uint64_t ste = qsmmu_ste(g, t->sid), stage2 = qsmmu_guest_alloc(g, 4096);
+    QSMMUDomain *domain = qsmmu_domain_new(g, 12, 1);
+
+    qtest_writeq(m->qts, stage2 + 8, RAM_BASE | S2_BLOCK);
+    qtest_writeq(m->qts, stage2 + 8 * (ipa / GiB), pa | S2_BLOCK);
+    qtest_writeq(m->qts, ste + 16, STE2_VALID | STE2_T0SZ(25) | STE2_SL0(1));
+    qtest_writeq(m->qts, ste + 24, stage2);
+
+    qsmmu_map(domain, t->pa & ~0xfffull, t->pa & ~0xfffull);
+    qtest_writeq(m->qts, pa, qtest_readq(m->qts, domain->ttb));
+    qsmmu_set_ttb(domain, ipa);
+    qsmmu_modify(g, domain->cd, 7ull << 32, 0 /* 32 bits */);
+    qsmmu_set_ste(g, t->sid, 0xf | domain->cd, 0);
+
+    g_assert_true(t->access(t, t->pa));
+    g_assert_cmpuint(qsmmu_events(g), ==, 0);
+    g_free(domain);
+    machine_stop(m);
+}
+
 int main(int argc, char **argv)
 {
     g_test_init(&argc, &argv, NULL);
@@ -236,5 +268,6 @@ int main(int argc, char **argv)
     qtest_add_func("/smmuv3/tables/stage1", test_stage1);
     qtest_add_func("/smmuv3/tables/stream-tables", test_stream_tables);
     qtest_add_func("/smmuv3/tables/stage2", test_stage2);
+    qtest_add_func("/smmuv3/tables/nested-high-ttb", test_nested_high_ttb);
     return g_test_run();
 }
