@@ -217,8 +217,7 @@ static void add_devices(Bench *b, unsigned n)
     for (int bus = 1; bus <= device_bus(b, n - 1); bus++) {
         add_root_complex(b, bus);
     }
-    g_string_append(b->m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
-                    "addr=1.0,chassis=1 ");
+    g_string_append(b->m->args, ROOT_PORT);
     for (unsigned i = 0; i < n; i++) {
         int bus = device_bus(b, i), devfn = device_bdf(b, i) & 0xff;
         g_autofree char *on = bus ? g_strdup_printf("rp%d.%u", bus,
@@ -574,8 +573,7 @@ static void bench_message(const Kind *kind, unsigned times)
     Bench b;
 
     bench_init(&b, kind, "gic-version=3");
-    g_string_append(b.m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
-                    "addr=1.0,chassis=1 ");
+    g_string_append(b.m->args, ROOT_PORT);
     bench_start(&b);
     port = find_pci(b.m, PORT);
     qtest_qmp_device_add(b.m->qts, "pcie-pci-bridge", "br", "{'bus': 'rp'}");

@@ -133,8 +133,8 @@ static void arm_fault(Machine *m, const Fault *f)
     }
 }
 
-/* The call has failed, as it has been made before. */
-static void disarm_fault(Machine *m, const Fault *f)
+/* The call has failed, as it has been made since @begin. */
+static void disarm_fault(Machine *m, const Fault *f, const Calls *begin)
 {
     unsigned long request = kinds[f->kind].request;
     HDShared *shm = m->hd->shm;
@@ -142,6 +142,7 @@ static void disarm_fault(Machine *m, const Fault *f)
 
     if (!request) {
         qtest_irqchip_fail(m->qts, kinds[f->kind].name, 0, 0);
+        g_assert_cmpuint(calls_since(m, begin).n[f->kind], >=, f->n);
         return;
     }
     host_double_fail(m->hd, request, 0, 0);
@@ -226,14 +227,6 @@ static Machine *machine_for_start(HDDevice **dev)
     return m;
 }
 
-static void free_unstarted(Machine *m)
-{
-    memory_file_free(m->bios);
-    g_string_free(m->args, true);
-    host_double_free(m->hd);
-    g_free(m);
-}
-
 static void start_case(void *opaque, const Fault *f)
 {
     g_autofree char *text = NULL;
@@ -244,7 +237,7 @@ static void start_case(void *opaque, const Fault *f)
     arm_fault(m, f);
     status = host_double_run(m->hd, m->args->str, &text);
     g_test_message("status %d: %s", status, text);
-    disarm_fault(m, f);
+    disarm_fault(m, f, NULL);
     g_assert_true(WIFEXITED(status));
     if (status) {
         g_assert_true(is_named(text, "vfio0", f));
@@ -252,7 +245,7 @@ static void start_case(void *opaque, const Fault *f)
         g_assert_cmphex(attached(m, dev), ==, BLOCKED);
         g_assert_true(is_named(text, "vfio0", f));
     }
-    free_unstarted(m);
+    machine_stop(m);
 }
 
 static void test_start(void)
@@ -267,7 +260,7 @@ static void test_start(void)
     g_assert_cmpint(status, ==, 0);
     g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
     calls = count_calls(m);
-    free_unstarted(m);
+    machine_stop(m);
     for_each_fault(&calls, start_case, NULL);
 }
 
@@ -328,22 +321,19 @@ static bool keeps_objects(const Fault *f, bool second)
            (keeps(f, VFIO_DEVICE_DETACH_IOMMUFD_PT) && !second);
 }
 
-/* What RCU has to free may take a moment. */
 static void assert_state(Plug *p, const Fault *f)
 {
     const State *want = &p->before;
-    gint64 end = g_get_monotonic_time() + 5 * G_USEC_PER_SEC;
     State s;
 
-    do {
-        s = get_state(p->m);
-        if (keeps_objects(f, p->other)) {
-            memcpy(s.objects, want->objects, sizeof(s.objects));
-        }
-        if (keeps(f, IOMMU_IOAS_UNMAP)) {
-            s.maps = want->maps;
-        }
-    } while (!same_state(&s, want) && g_get_monotonic_time() < end);
+    drain_rcu(p->m);
+    s = get_state(p->m);
+    if (keeps_objects(f, p->other)) {
+        memcpy(s.objects, want->objects, sizeof(s.objects));
+    }
+    if (keeps(f, IOMMU_IOAS_UNMAP)) {
+        s.maps = want->maps;
+    }
     g_assert_cmpuint(s.fds, ==, want->fds);
     g_assert_cmpuint(s.spaces, ==, want->spaces);
     g_assert_cmpuint(s.maps, ==, want->maps);
@@ -404,8 +394,7 @@ static void plug_start(Plug *p, bool second)
 
     p->messages = catch_messages(m);
     p->hot = host_double_add_device(m->hd, 0);
-    g_string_append(m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
-                             "addr=1.0,chassis=1 ");
+    g_string_append(m->args, ROOT_PORT);
     if (second) {
         OneDevice t = irqchip_start(m);
 
@@ -417,8 +406,7 @@ static void plug_start(Plug *p, bool second)
     } else {
         machine_start(m);
         qsmmu_guest_enable(&m->smmu[0]);
-        qtest_writel(m->qts, GICD_BASE + GICD_ICFGR + HOT_SPI / 16 * 4,
-                     0xaaaaaaaa);
+        v2m_start(m);
     }
     p->port = enable_port(m, PCI_DEVFN(1, 0));
     /* The other device's BARs are outside of the port's window. */
@@ -432,10 +420,8 @@ static void plug_start(Plug *p, bool second)
     plug(m, p->hot, p->port);
     g_assert_true(use_hot(p));
     unplug(m, p->hot, p->port);
-    for (int i = 0; i < 5; i++) {
-        g_usleep(2000);
-        p->before = get_state(m);
-    }
+    drain_rcu(m);
+    p->before = get_state(m);
     assert_no_message(p->messages);
 }
 
@@ -469,8 +455,8 @@ static void plug_case(void *opaque, const Fault *f)
     g_autoptr(GString) text = g_string_new(NULL);
     g_autofree char *error = NULL;
     Plug *p = opaque;
+    Calls begin = begin_calls(p->m);
 
-    begin_calls(p->m);
     arm_fault(p->m, f);
     error = try_plug(p->m, p->hot, "rp");
     if (!error) {
@@ -479,7 +465,7 @@ static void plug_case(void *opaque, const Fault *f)
         g_assert_cmpuint(host_double_objects(p->m->hd, HD_IOAS), ==, 1);
         g_assert_cmpuint(host_double_objects(p->m->hd, HD_HWPT_PAGING), ==, 1);
     }
-    disarm_fault(p->m, f);
+    disarm_fault(p->m, f, &begin);
     read_messages(p->messages, text);
     g_test_message("%s; %s", error ?: "it goes on", text->str);
     if (error) {
@@ -528,14 +514,15 @@ static void unplug_case(void *opaque, const Fault *f)
 {
     g_autoptr(GString) text = g_string_new(NULL);
     Plug *p = opaque;
+    Calls begin;
 
     plug(p->m, p->hot, p->port);
     g_assert_true(use_hot(p));
     assert_no_message(p->messages);
-    begin_calls(p->m);
+    begin = begin_calls(p->m);
     arm_fault(p->m, f);
     unplug(p->m, p->hot, p->port);
-    disarm_fault(p->m, f);
+    disarm_fault(p->m, f, &begin);
     read_messages(p->messages, text);
     g_test_message("%s", text->str);
     assert_gone(p, f, text->str);
@@ -628,8 +615,7 @@ static void guest_boots(Guest *s)
         }
         qsmmu_set_ste(s->g, s->sid[i], 0, 0);
     }
-    qtest_writel(s->m->qts, GICD_BASE + GICD_ICFGR + GUEST_SPI(0) / 16 * 4,
-                 0xaaaaaaaa);
+    v2m_start(s->m);
 }
 
 /* A driver tries again what failed; it gives up, where Linux does not. */
@@ -961,8 +947,7 @@ static void guest_start(Guest *s)
     s->g = &m->smmu[0];
     s->messages = catch_messages(m);
     s->text = g_string_new(NULL);
-    g_string_append(m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
-                             "addr=1.0,chassis=1 ");
+    g_string_append(m->args, ROOT_PORT);
     s->dev[0] = add_vfio(m, 0, "bus=rp");
     s->dev[1] = add_vfio(m, 0, "bus=pcie.0,addr=2.0");
     s->dev[0]->dynamic_msix = s->dynamic_msix;
@@ -1018,7 +1003,7 @@ static void run_case(void *opaque, const Fault *f)
     begin = begin_calls(s->m);
     arm_fault(s->m, f);
     run_script(s, &story, &r->want, f);
-    disarm_fault(s->m, f);
+    disarm_fault(s->m, f, &begin);
     calls = calls_since(s->m, &begin);
     if (kinds[f->kind].request == IOMMU_HWPT_INVALIDATE) {
         assert_not_stale(r, &calls);

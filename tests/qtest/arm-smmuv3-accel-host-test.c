@@ -40,24 +40,24 @@ static void test_ste(void)
     OneDevice t = one_device_start(machine_new_default());
     QSMMUGuest *g = &t.m->smmu[0];
 
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
     qsmmu_cfgi_ste(g, ONE_SID);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
     qsmmu_set_ste(g, ONE_SID, QSMMU_STE_ABORT, 0);
     qsmmu_cfgi_ste(g, ONE_SID);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     qsmmu_attach(g, ONE_SID, t.domain);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     qsmmu_attach(g, ONE_SID, NULL);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
 
     /* Stage 2, and both stages: the vSMMU has none. */
     qsmmu_attach(g, ONE_SID, t.domain);
     for (uint64_t config = 6; config <= 7; config++) {
         qsmmu_set_ste(g, ONE_SID, 1 | config << 1 | t.domain->cd, 0);
         qsmmu_cfgi_ste(g, ONE_SID);
-        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+        g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     }
     one_device_stop(&t);
 }
@@ -88,7 +88,7 @@ static void test_ste_range(void)
         qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
         cfgi_range(g, rows[i].sid, rows[i].range);
         g_test_message("sid 0x%x range %u", rows[i].sid, rows[i].range);
-        g_assert_cmphex(attached_ste(&t), ==,
+        g_assert_cmphex(attached(t.m, t.dev), ==,
                         rows[i].hit ? QSMMU_STE_BYPASS : s1(t.domain));
     }
     one_device_stop(&t);
@@ -119,23 +119,23 @@ static void test_smmuen(void)
     QSMMUGuest *g = &t.m->smmu[0];
 
     qsmmu_guest_disable(g);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
     write_gbpa(g, R_GBPA_ABORT_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     write_cr0(g, queues | R_CR0_SMMUEN_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     write_cr0(g, queues);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     write_gbpa(g, 0);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
 
     /* Without UPDATE, a write is ignored. */
     qtest_writel(g->qts, g->base + A_GBPA, R_GBPA_ABORT_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
 
     /* A command does not make a disabled SMMU translate. */
     qsmmu_cfgi_ste(g, ONE_SID);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
     g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 2);
     one_device_stop(&t);
 }
@@ -147,9 +147,9 @@ static void test_gbpa(void)
 
     /* It has no effect while the SMMU is enabled, but afterwards. */
     write_gbpa(g, R_GBPA_ABORT_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     qsmmu_guest_disable(g);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     one_device_stop(&t);
 }
 
@@ -160,10 +160,10 @@ static void test_reset(void)
 
     write_gbpa(g, R_GBPA_ABORT_MASK);
     qtest_system_reset(t.m->qts);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
     g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 2);
     qsmmu_guest_enable(g);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     one_device_stop(&t);
 }
 
@@ -174,7 +174,7 @@ static void test_missing_ste(void)
     /* The stream table ends before the device's STE. */
     qtest_writel(t.m->qts, t.m->smmu[0].base + A_STRTAB_BASE_CFG, 2);
     qsmmu_cfgi_ste(&t.m->smmu[0], ONE_SID);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     one_device_stop(&t);
 }
 
@@ -202,11 +202,11 @@ static void test_stream_table(void)
         qsmmu_guest_disable(g);
         set_strtab(g, l1, two_levels);
         write_cr0(g, cr0);
-        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_BYPASS);
+        g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_BYPASS);
         qsmmu_guest_disable(g);
         set_strtab(g, g->strtab, log2size);
         write_cr0(g, cr0);
-        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     }
 
     /* No level 2 table */
@@ -215,23 +215,23 @@ static void test_stream_table(void)
     write_cr0(g, cr0);
     qtest_writeq(g->qts, l1, 0);
     qsmmu_cfgi_ste(g, ONE_SID);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
 
     /* A table on registers cannot be read. */
     qsmmu_guest_disable(g);
     set_strtab(g, GICD_BASE, log2size);
     write_cr0(g, cr0);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
 
     /* While it is enabled, the host sees another table when the walk does. */
     set_strtab(g, g->strtab, log2size);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     qtest_writel(g->qts, g->base + A_STRTAB_BASE, GICD_BASE);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     qtest_writel(g->qts, g->base + A_STRTAB_BASE, g->strtab);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     qtest_writel(g->qts, g->base + A_STRTAB_BASE + 4, 0xf);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     one_device_stop(&t);
 }
 
@@ -299,7 +299,7 @@ static void test_cd(void)
         } else {
             qsmmu_cfgi_cd(g, ONE_SID);
         }
-        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
         g_assert_cmpuint(calls(t.m, VFIO_DEVICE_ATTACH_IOMMUFD_PT), ==,
                          attaches + 2);
         g_assert_cmpuint(host_double_objects(t.m->hd, HD_HWPT_NESTED), ==, 3);
@@ -327,20 +327,20 @@ static void test_ats(void)
         t = one_device_start(m);
         qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 1 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
-        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
         g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==,
                         ats ? 1 << 28 : 0);
 
         /* Reserved: no ATS */
         qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 3 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
-        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
         g_assert_cmphex(m->hd->shm->objects[t.dev->hwpt].data[1], ==, 0);
 
         /* Split-stage ATS takes two stages, for messages as for the host. */
         qsmmu_set_ste(&m->smmu[0], ONE_SID, s1(t.domain), 2 << 28);
         qsmmu_cfgi_ste(&m->smmu[0], ONE_SID);
-        g_assert_cmphex(attached_ste(&t), ==,
+        g_assert_cmphex(attached(t.m, t.dev), ==,
                         ats ? QSMMU_STE_ABORT : s1(t.domain));
         qsmmu_map(t.domain, DOORBELL & ~0xfffull, TARGET(0));
         set_vector(t.pci, 0, DOORBELL, MSI_DATA);
@@ -396,14 +396,14 @@ static void test_failure(void)
             for (int n = 0; n < 3; n++) {
                 host_double_fail(m->hd, rows[i].request, 1, rows[i].err);
                 qsmmu_attach(g, ONE_SID, t.domain);
-                g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+                g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
                 g_assert_cmpuint(host_double_objects(m->hd, HD_HWPT_NESTED),
                                  ==, 2);
             }
             g_assert_cmpuint(take_messages(messages, "vfio0, stream 0x10: "),
                              ==, 1);
             qsmmu_cfgi_ste(g, ONE_SID);
-            g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+            g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
             assert_no_message(messages);
         }
         one_device_stop(&t);
@@ -428,15 +428,15 @@ static void test_vdevice_failure(void)
         qsmmu_guest_enable(g);
         t.domain = qsmmu_domain_new(g, 12, 1);
         qsmmu_attach(g, ONE_SID, t.domain);
-        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+        g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
         qsmmu_set_ste(g, ONE_SID, QSMMU_STE_BYPASS, 0);
         qsmmu_cfgi_ste(g, ONE_SID);
-        g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+        g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
         g_assert_cmpuint(take_messages(messages, "vfio0, stream 0x10: "), ==,
                          1);
         host_double_fail_forever(m->hd, IOMMU_VDEVICE_ALLOC, 0);
         qsmmu_attach(g, ONE_SID, t.domain);
-        g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+        g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
         assert_no_message(messages);
         one_device_stop(&t);
         memory_file_free(messages);
@@ -541,7 +541,7 @@ static void test_second_device(void)
 
     qsmmu_guest_disable(g);
     write_gbpa(g, R_GBPA_ABORT_MASK);
-    g_assert_cmphex(attached_ste(&t), ==, QSMMU_STE_ABORT);
+    g_assert_cmphex(attached(t.m, t.dev), ==, QSMMU_STE_ABORT);
     plug(m, second, port);
     g_assert_cmphex(attached(m, second), ==, QSMMU_STE_ABORT);
     unplug(m, second, port);
@@ -557,15 +557,6 @@ static void test_second_device(void)
     g_assert_cmphex(vsid(m, second), ==, SID(1, 0));
     g_free(port);
     one_device_stop(&t);
-}
-
-/* Let an RCU callback or two run: what was unplugged is freed then. */
-static void let_rcu_run(Machine *m)
-{
-    for (int i = 0; i < 50; i++) {
-        g_usleep(1000);
-        qtest_readl(m->qts, RAM_BASE);
-    }
 }
 
 static bool has_devices(const char *first, const char *second)
@@ -659,7 +650,7 @@ static void test_other_host_smmu(void)
     g_assert_nonnull(strstr(error, "vIOMMU"));
     wait_unbound(other);
     g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, objects);
-    g_assert_cmphex(attached_ste(&t), ==, s1(t.domain));
+    g_assert_cmphex(attached(t.m, t.dev), ==, s1(t.domain));
     assert_no_message(messages);
     g_free(port);
     one_device_stop(&t);
@@ -1052,7 +1043,7 @@ static void test_emulated_bridge_unplugged(void)
         return;
     }
     m = machine_new_emulated(
-        "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,chassis=1 "
+        ROOT_PORT
         "-device pcie-pci-bridge,id=br,bus=rp "
         "-device edu,bus=br,addr=1.0 ");
     g = &m->smmu[0];
@@ -1078,7 +1069,7 @@ static void test_emulated_bridge_unplugged(void)
     g_free(pci);
 
     remove_from_slot(m, "br", port);
-    let_rcu_run(m);
+    drain_rcu(m);
     cfgi_range(g, 0, 31);
     qsmmu_cfgi_ste(g, SID(2, 0));
     g_free(port);
@@ -1154,7 +1145,7 @@ static void test_conventional_bus(void)
         g_test_message("%s", error);
         g_assert_nonnull(strstr(error, "hot is behind PCI bridge "));
         g_assert_nonnull(strstr(error, buses[i]));
-        let_rcu_run(m);
+        drain_rcu(m);
         g_assert_cmpuint(count_fds(m), ==, fds);
     }
 
@@ -1171,7 +1162,7 @@ static void test_conventional_bus(void)
     g_free(try_plug(m, dev, "pci_br"));
     none = try_plug(m, dev, "rp1");
     g_assert_cmpstr(none, ==, NULL);
-    let_rcu_run(m);
+    drain_rcu(m);
     g_assert_cmphex(attached(m, dev), ==, QSMMU_STE_BYPASS);
     machine_stop(m);
 }
@@ -1241,11 +1232,43 @@ static void test_other_iommufd(void)
     g_assert_nonnull(error);
     g_test_message("%s", error);
     g_assert_nonnull(strstr(error, "does not have the iommufd of the SMMU's"));
-    let_rcu_run(m);
 
     none = try_plug(m, devs[1], "rp1");
     g_assert_cmpstr(none, ==, NULL);
     g_assert_cmphex(attached(m, devs[1]), ==, QSMMU_STE_BYPASS);
+    machine_stop(m);
+}
+
+/* Lost events are told of once; the ones after them are not lost. */
+static void test_lost_events(void)
+{
+    Machine *m = machine_new_default();
+    char *messages = catch_messages(m);
+    OneDevice t = one_device_start(m);
+
+    assert_event_from(m, t.dev, ONE_SID);
+    for (int i = 0; i < 2; i++) {
+        g_assert_true(host_double_post_lost(m->hd, t.dev));
+        settle(m);
+        assert_event_from(m, t.dev, ONE_SID);
+        assert_event_from(m, t.dev, ONE_SID);
+    }
+    g_assert_cmpuint(take_messages(messages, "overflowed"), ==, 1);
+    one_device_stop(&t);
+    memory_file_free(messages);
+}
+
+/* There is no stream of the host's SMMU that would translate for it. */
+static void test_mediated(void)
+{
+    Machine *m = machine_new_default();
+    g_autofree char *text = NULL;
+
+    g_string_append(m->args, "-device vfio-pci,id=mediated,iommufd=iommufd0,"
+                             "sysfsdev=" HD_MEDIATED " ");
+    g_assert_cmpint(host_double_run(m->hd, m->args->str, &text), !=, 0);
+    g_test_message("%s", text);
+    g_assert_nonnull(strstr(text, "mediated is a mediated device"));
     machine_stop(m);
 }
 
@@ -1429,6 +1452,8 @@ int main(int argc, char **argv)
         { "/accel/host/other-iommufd", test_other_iommufd },
         { "/accel/host/event", test_event },
         { "/accel/host/event-queue-full", test_event_queue_full },
+        { "/accel/host/lost-events", test_lost_events },
+        { "/accel/host/mediated", test_mediated },
         { "/accel/host/event-of-bypass", test_event_of_bypass },
         { "/accel/host/invalidation", test_invalidation },
         { "/accel/host/invalidation-failure", test_invalidation_failure },

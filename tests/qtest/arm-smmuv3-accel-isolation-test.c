@@ -93,8 +93,7 @@ static bool world_start(World *w)
     set_buses(m, PORT(2), 2, 2);
     set_buses(m, PORT(3), 8, BRIDGE_BUS);
     set_buses(m, BRIDGE, BRIDGE_BUS, BRIDGE_BUS);
-    qtest_writel(m->qts, GICD_BASE + GICD_ICFGR + DATA(0) / 16 * 4,
-                 0xaaaaaaaa);
+    v2m_start(m);
 
     qsmmu_guest_enable(w->g);
     for (unsigned d = 0; d < NUM_DOMAINS; d++) {
@@ -185,10 +184,6 @@ typedef struct Call {
     const char *irqchip;
     unsigned n;
 } Call;
-
-static const char *const irqchip_calls[] = {
-    "add", "update", "commit", "release", "attach", "detach",
-};
 
 /* The calls of a step, one after the other */
 static GArray *record_step(World *w, const Step *step)

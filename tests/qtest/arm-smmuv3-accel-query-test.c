@@ -25,15 +25,10 @@ typedef struct Activity {
 
 static Activity activity(Machine *m)
 {
-    static const char *const calls[] = {
-        "add", "update", "commit", "release", "attach", "detach",
-    };
     Activity a = { .host = m->hd->shm->num_calls };
 
     if (strstr(m->args->str, "irqchip=on")) {
-        for (int i = 0; i < ARRAY_SIZE(calls); i++) {
-            a.irqchip += qtest_irqchip_calls(m->qts, calls[i]);
-        }
+        a.irqchip = count_irqchip_calls(m);
     }
     for (int i = 0; i < ARRAY_SIZE(a.events); i++) {
         if (m->smmu[i].eventq) {
@@ -277,6 +272,7 @@ static void test_attached(void)
     /* The host fails to attach, and to detach. */
     host_double_fail(hd, VFIO_DEVICE_ATTACH_IOMMUFD_PT, 1, EIO);
     qsmmu_guest_enable(g);
+    assert_attached(t.m, "vfio0", "abort", "follows");
     qsmmu_attach(g, ONE_SID, t.domain);
     assert_attached(t.m, "vfio0", "nested", "follows");
     host_double_fail(hd, IOMMU_HWPT_ALLOC, 1, ENOMEM);
@@ -431,6 +427,10 @@ static void test_no_fault(void)
     assert_doorbell(t.m, "vfio0", DOORBELL, "aborted", NO_GPA);
     qsmmu_guest_disable(g);
     assert_doorbell(t.m, "vfio0", DOORBELL, "disabled", PAGE(DOORBELL));
+    /* More than IDR5.OAS */
+    write_message(t.pci, 0, DOORBELL | 1ull << 44, MSI_DATA);
+    assert_doorbell(t.m, "vfio0", DOORBELL | 1ull << 44, "aborted", NO_GPA);
+    write_message(t.pci, 0, DOORBELL, MSI_DATA);
     qtest_writel(t.m->qts, g->base + A_GBPA,
                  R_GBPA_UPDATE_MASK | R_GBPA_ABORT_MASK);
     assert_doorbell(t.m, "vfio0", DOORBELL, "aborted", NO_GPA);
@@ -673,8 +673,7 @@ static Machine *machine_new_port(void)
 {
     Machine *m = machine_new_default();
 
-    g_string_append(m->args, "-device pcie-root-port,id=rp,bus=pcie.0,"
-                    "addr=1.0,chassis=1 ");
+    g_string_append(m->args, ROOT_PORT);
     return m;
 }
 

@@ -11,8 +11,6 @@
 #include "qemu/osdep.h"
 #include "smmuv3-accel-machine.h"
 
-#define ECAM_BASE       0x4010000000ull
-
 #define ACPI_PCIHP_BASE         0x090c0000ull
 #define ACPI_PCIHP_EJECT        0x08
 #define ACPI_PCIHP_SELECT       0x10
@@ -492,9 +490,6 @@ static bool fire_at_host(Setup *s, const Change *c, unsigned n, bool after)
 
 static void run_changes(unsigned index, bool dynamic_msix)
 {
-    static const char *const calls[] = {
-        "add", "update", "commit", "release", "attach", "detach",
-    };
     Setup s;
 
     if (!machine_can_trace()) {
@@ -508,10 +503,10 @@ static void run_changes(unsigned index, bool dynamic_msix)
         if (c->msix_only && index != VFIO_PCI_MSIX_IRQ_INDEX) {
             continue;
         }
-        for (unsigned j = 0; j < ARRAY_SIZE(calls) && !c->host_only; j++) {
+        for (unsigned j = 0; j < IRQCHIP_CALLS && !c->host_only; j++) {
             for (unsigned n = 1; ; n++) {
-                g_test_message("%s, %s %u", c->name, calls[j], n);
-                if (!fire_at_irqchip(&s, c, calls[j], n)) {
+                g_test_message("%s, %s %u", c->name, irqchip_calls[j], n);
+                if (!fire_at_irqchip(&s, c, irqchip_calls[j], n)) {
                     break;
                 }
             }

@@ -180,6 +180,16 @@ static void test_no_msi_controller(void)
     g_assert_nonnull(strstr(err, "-machine msi=its"));
 }
 
+/* What else is wrong is not told as well: a second error is an assertion. */
+static void test_two_errors(void)
+{
+    g_autofree char *err = refused("-nodefaults",
+                                   "gic-version=3,iommu=smmuv3,msi=off");
+
+    g_assert_nonnull(strstr(err, "virt machine already has iommu=smmuv3"));
+    g_assert_null(strstr(err, "Assertion"));
+}
+
 /* One that the machine makes on its own, or that comes first in the command */
 static void test_device_before_smmu(void)
 {
@@ -447,6 +457,7 @@ int main(int argc, char **argv)
         void (*fn)(void);
     } tests[] = {
         { "/accel/no-msi-controller", test_no_msi_controller },
+        { "/accel/two-errors", test_two_errors },
         { "/accel/device-before-smmu", test_device_before_smmu },
         { "/accel/mtree", test_mtree },
         { "/accel/msi/smmu-disabled", test_smmu_disabled },

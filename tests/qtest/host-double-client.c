@@ -34,6 +34,7 @@ static int new_file(const char *name, uint64_t size, uint64_t *st_dev,
 
 HostDouble *host_double_new(void)
 {
+    const struct timeval answer = { .tv_sec = 20 };
     HostDouble *hd = g_new0(HostDouble, 1);
     uint64_t ignored;
     int fds[2];
@@ -46,8 +47,13 @@ HostDouble *host_double_new(void)
     g_assert_cmpint(socketpair(AF_UNIX, SOCK_SEQPACKET, 0, fds), ==, 0);
     hd->request_fd = fds[0];
     hd->peer_fd = fds[1];
-    /* QEMU shall see the end of it when the test ends. */
+    /*
+     * QEMU shall see the end of it when the test ends. The test, which has the
+     * other end as well, would wait for good when QEMU does.
+     */
     g_assert_cmpint(fcntl(hd->request_fd, F_SETFD, FD_CLOEXEC), ==, 0);
+    g_assert_cmpint(setsockopt(hd->request_fd, SOL_SOCKET, SO_RCVTIMEO, &answer,
+                               sizeof(answer)), ==, 0);
 
     for (int i = 0; i < HD_MAX_SMMUS; i++) {
         HDSMMU *smmu = &hd->shm->smmu[i];
@@ -124,7 +130,6 @@ HDDevice *host_double_add_device(HostDouble *hd, int smmu)
     dev->vsid = HD_NONE;
     dev->iommufd = HD_NONE;
     dev->irq_index = HD_NONE;
-    dev->intx_unmask = HD_NONE;
     for (int i = 0; i < HD_MAX_VECTORS; i++) {
         dev->vectors[i] = (HDVector) { HD_NONE, HD_NONE };
     }
@@ -157,6 +162,7 @@ static Environment enter_host(HostDouble *hd)
     const char *others = g_getenv("LD_PRELOAD");
     const char *asan = g_getenv("ASAN_OPTIONS");
     g_autofree char *path = host_double_path();
+    bool built = g_file_test(path, G_FILE_TEST_EXISTS);
     g_autofree char *preload =
         g_strdup_printf("%s%s%s", path, others ? ":" : "", others ?: "");
     g_autofree char *asan_options =
@@ -164,6 +170,9 @@ static Environment enter_host(HostDouble *hd)
                         asan ? ":" : "");
     g_autofree char *fds = g_strdup_printf("%d,%d", hd->shm_fd, hd->peer_fd);
 
+    if (!built) {
+        g_error("%s is not there", path);
+    }
     return (Environment) {
         .preload = swap_env("LD_PRELOAD", preload),
         .asan = swap_env("ASAN_OPTIONS", asan_options),
@@ -391,7 +400,6 @@ static void dump_call(const HDCall *call)
     } names[] = {
         { IOMMUFD_CMD_DESTROY, "IOMMU_DESTROY" },
         { IOMMUFD_CMD_IOAS_ALLOC, "IOMMU_IOAS_ALLOC" },
-        { IOMMUFD_CMD_IOAS_COPY, "IOMMU_IOAS_COPY" },
         { IOMMUFD_CMD_IOAS_IOVA_RANGES, "IOMMU_IOAS_IOVA_RANGES" },
         { IOMMUFD_CMD_IOAS_MAP, "IOMMU_IOAS_MAP" },
         { IOMMUFD_CMD_IOAS_UNMAP, "IOMMU_IOAS_UNMAP" },

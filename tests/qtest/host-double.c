@@ -20,6 +20,7 @@
 /* What QEMU calls. The C libraries do not agree on the type of @request. */
 int preloaded_ioctl(int fd, unsigned long request, ...) __asm__("ioctl");
 int preloaded_close(int fd) __asm__("close");
+char *preloaded_realpath(const char *path, char *resolved) __asm__("realpath");
 
 #define PAGE            4096ull
 #define STE0_V          1ull
@@ -38,10 +39,11 @@ int preloaded_close(int fd) __asm__("close");
 static HDShared *hd;
 static pid_t pid; /* of the process that has the devices, not of its children */
 static int request_fd = -1;
-static pthread_once_t once = PTHREAD_ONCE_INIT;
+static pthread_once_t found = PTHREAD_ONCE_INIT, started = PTHREAD_ONCE_INIT;
 
 static int (*real_ioctl)(int fd, unsigned long request, ...);
 static int (*real_close)(int fd);
+static char *(*real_realpath)(const char *path, char *resolved);
 
 static void lock(void)
 {
@@ -249,28 +251,6 @@ static int add_map(HDMap map)
     return -ENOMEM;
 }
 
-/* For a map without IOMMU_IOAS_MAP_FIXED_IOVA: the lowest free IOVA */
-static int choose_iova(uint32_t ioas, uint64_t length, uint64_t *iova)
-{
-    uint64_t try = PAGE;
-    int ret;
-
-    while ((ret = check_iova(ioas, try, length))) {
-        HDMap *map = find_map(ioas, try, length);
-
-        if (ret == -EEXIST) {
-            try = map->iova + map->length;
-        } else if (ret == -EINVAL && try < HD_RESERVED_BASE) {
-            try = HD_RESERVED_BASE + HD_RESERVED_SIZE;
-        } else {
-            return ret == -EINVAL && !((try | length) & (PAGE - 1)) ?
-                   -ENOSPC : ret;
-        }
-    }
-    *iova = try;
-    return 0;
-}
-
 /* The iommufd's ioctls: each has @cmd as long as it knows it. */
 
 typedef struct Call {
@@ -341,50 +321,34 @@ static int do_ioas_iova_ranges(Call *c, void *p)
     return cmd->num_iovas > max ? -EMSGSIZE : 0;
 }
 
-/* id: the IOAS. What is allowed does not matter: all maps have fixed IOVAs. */
-static int do_ioas_allow_iovas(Call *c, void *p)
-{
-    struct iommu_ioas_allow_iovas *cmd = p;
-
-    c->log.id = cmd->ioas_id;
-    if (cmd->__reserved) {
-        return -EOPNOTSUPP;
-    }
-    return get_object(c->iommufd, cmd->ioas_id, HD_IOAS) ? 0 : -ENOENT;
-}
-
-/* @flags and @map.iova are checked, @map.iova is chosen if it is not fixed. */
-static int do_map(Call *c, uint32_t flags, HDMap *map)
+static int do_map(Call *c, uint32_t flags, HDMap map)
 {
     int ret;
 
-    c->log.id = map->ioas;
-    c->log.arg[0] = map->iova;
-    c->log.arg[1] = map->length;
-    c->log.arg[2] = map->start;
+    c->log.id = map.ioas;
+    c->log.arg[0] = map.iova;
+    c->log.arg[1] = map.length;
+    c->log.arg[2] = map.start;
     if (flags & ~(IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_WRITEABLE |
-                  IOMMU_IOAS_MAP_READABLE)) {
+                  IOMMU_IOAS_MAP_READABLE) ||
+        !(flags & IOMMU_IOAS_MAP_FIXED_IOVA)) {
         return -EOPNOTSUPP;
     }
-    if (map->iova == UINT64_MAX || map->length == UINT64_MAX) {
+    if (map.iova == UINT64_MAX || map.length == UINT64_MAX) {
         return -EOVERFLOW;
     }
     if (!(flags & (IOMMU_IOAS_MAP_WRITEABLE | IOMMU_IOAS_MAP_READABLE))) {
         return -EINVAL;
     }
-    if (!get_object(c->iommufd, map->ioas, HD_IOAS)) {
+    if (!get_object(c->iommufd, map.ioas, HD_IOAS)) {
         return -ENOENT;
     }
-    if (map->start & (PAGE - 1)) {
+    if (map.start & (PAGE - 1)) {
         return -EINVAL;
     }
-    if (flags & IOMMU_IOAS_MAP_FIXED_IOVA) {
-        ret = check_iova(map->ioas, map->iova, map->length);
-    } else {
-        ret = choose_iova(map->ioas, map->length, &map->iova);
-    }
-    map->flags = flags;
-    return ret ?: add_map(*map);
+    ret = check_iova(map.ioas, map.iova, map.length);
+    map.flags = flags;
+    return ret ?: add_map(map);
 }
 
 /* id: the IOAS, arg: IOVA, length, address */
@@ -398,10 +362,8 @@ static int do_ioas_map(Call *c, void *p)
         .length = cmd->length,
         .start = cmd->user_va,
     };
-    int ret = cmd->__reserved ? -EOPNOTSUPP : do_map(c, cmd->flags, &map);
 
-    cmd->iova = map.iova;
-    return ret;
+    return cmd->__reserved ? -EOPNOTSUPP : do_map(c, cmd->flags, map);
 }
 
 /* id: the IOAS, arg: IOVA, length, offset in the file */
@@ -415,58 +377,8 @@ static int do_ioas_map_file(Call *c, void *p)
         .length = cmd->length,
         .start = cmd->start,
     };
-    int ret;
 
-    if (fcntl(cmd->fd, F_GETFD) < 0) {
-        return -EBADF;
-    }
-    ret = do_map(c, cmd->flags, &map);
-    cmd->iova = map.iova;
-    return ret;
-}
-
-/* id: the destination, arg: its IOVA, length, IOVA of the source */
-static int do_ioas_copy(Call *c, void *p)
-{
-    struct iommu_ioas_copy *cmd = p;
-    uint64_t done = 0;
-    HDMap map = {
-        .ioas = cmd->dst_ioas_id,
-        .iova = cmd->dst_iova,
-        .length = cmd->length,
-        .start = cmd->src_iova,
-    };
-    int ret;
-
-    if (!get_object(c->iommufd, cmd->src_ioas_id, HD_IOAS)) {
-        return -ENOENT;
-    }
-    /* Look before anything is changed: the source must have no hole. */
-    while (done < cmd->length) {
-        HDMap *src = find_map(cmd->src_ioas_id, cmd->src_iova + done, 1);
-
-        if (!src) {
-            return -ENOENT;
-        }
-        done = src->iova + src->length - cmd->src_iova;
-    }
-    ret = do_map(c, cmd->flags, &map);
-    if (ret) {
-        return ret;
-    }
-
-    find_map(map.ioas, map.iova, map.length)->ioas = 0;
-    for (done = 0; done < cmd->length && !ret; done += map.length) {
-        HDMap *src = find_map(cmd->src_ioas_id, cmd->src_iova + done, 1);
-        uint64_t skip = cmd->src_iova + done - src->iova;
-
-        map.iova = cmd->dst_iova + done;
-        map.length = MIN(cmd->length - done, src->length - skip);
-        map.fd = src->fd;
-        map.start = src->start + skip;
-        ret = add_map(map);
-    }
-    return ret;
+    return fcntl(cmd->fd, F_GETFD) < 0 ? -EBADF : do_map(c, cmd->flags, map);
 }
 
 /* id: the IOAS, arg: IOVA, length */
@@ -510,50 +422,6 @@ static int do_ioas_change_process(Call *c, void *p)
     return cmd->__reserved ? -EOPNOTSUPP : 0;
 }
 
-/* id: the option, arg: operation, value */
-static int do_option(Call *c, void *p)
-{
-    static uint64_t rlimit_mode, huge_pages = 1;
-    struct iommu_option *cmd = p;
-    uint64_t *value;
-
-    c->log.id = cmd->option_id;
-    c->log.arg[0] = cmd->op;
-    c->log.arg[1] = cmd->val64;
-    if (cmd->__reserved) {
-        return -EOPNOTSUPP;
-    }
-    switch (cmd->option_id) {
-    case IOMMU_OPTION_RLIMIT_MODE:
-        if (cmd->object_id) {
-            return -EOPNOTSUPP;
-        }
-        value = &rlimit_mode;
-        break;
-    case IOMMU_OPTION_HUGE_PAGES:
-        if (!get_object(c->iommufd, cmd->object_id, HD_IOAS)) {
-            return -ENOENT;
-        }
-        value = &huge_pages;
-        break;
-    default:
-        return -EOPNOTSUPP;
-    }
-    switch (cmd->op) {
-    case IOMMU_OPTION_OP_GET:
-        cmd->val64 = *value;
-        return 0;
-    case IOMMU_OPTION_OP_SET:
-        if (cmd->val64 > 1) {
-            return -EINVAL;
-        }
-        *value = cmd->val64;
-        return 0;
-    default:
-        return -EOPNOTSUPP;
-    }
-}
-
 /* id: the device, arg: type asked for */
 static int do_get_hw_info(Call *c, void *p)
 {
@@ -585,8 +453,7 @@ static int do_get_hw_info(Call *c, void *p)
     cmd->out_data_type = IOMMU_HW_INFO_TYPE_ARM_SMMUV3;
     cmd->out_max_pasid_log2 = 0;
     cmd->out_capabilities =
-        (smmu->dirty_tracking ? IOMMU_HW_CAP_DIRTY_TRACKING : 0) |
-        (smmu->ats ? 0 : IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED);
+        smmu->ats ? 0 : IOMMU_HW_CAP_PCI_ATS_NOT_SUPPORTED;
     return 0;
 }
 
@@ -600,12 +467,6 @@ static int alloc_paging(Call *c, struct iommu_hwpt_alloc *cmd, int smmu)
         break;
     case IOMMU_HWPT_ALLOC_NEST_PARENT:
         if (!hd->smmu[smmu].nesting) {
-            return -EOPNOTSUPP;
-        }
-        break;
-    case IOMMU_HWPT_ALLOC_DIRTY_TRACKING:
-    case IOMMU_HWPT_ALLOC_DIRTY_TRACKING | IOMMU_HWPT_ALLOC_PASID:
-        if (!hd->smmu[smmu].dirty_tracking) {
             return -EOPNOTSUPP;
         }
         break;
@@ -702,44 +563,6 @@ static int do_hwpt_alloc(Call *c, void *p)
         hd->objects[cmd->out_hwpt_id].flags = cmd->flags;
     }
     return ret;
-}
-
-static int check_dirty_tracking(Call *c, uint32_t id)
-{
-    HDObject *hwpt = get_object(c->iommufd, id, HD_HWPT_PAGING);
-
-    c->log.id = id;
-    if (!hwpt) {
-        return -ENOENT;
-    }
-    return hwpt->flags & IOMMU_HWPT_ALLOC_DIRTY_TRACKING ? 0 : -EOPNOTSUPP;
-}
-
-/* id: the HWPT, arg: flags */
-static int do_hwpt_set_dirty_tracking(Call *c, void *p)
-{
-    struct iommu_hwpt_set_dirty_tracking *cmd = p;
-
-    c->log.arg[0] = cmd->flags;
-    if (cmd->flags & ~IOMMU_HWPT_DIRTY_TRACKING_ENABLE) {
-        return -EOPNOTSUPP;
-    }
-    return check_dirty_tracking(c, cmd->hwpt_id);
-}
-
-/* id: the HWPT, arg: IOVA, length, flags */
-static int do_hwpt_get_dirty_bitmap(Call *c, void *p)
-{
-    struct iommu_hwpt_get_dirty_bitmap *cmd = p;
-
-    c->log.arg[0] = cmd->iova;
-    c->log.arg[1] = cmd->length;
-    c->log.arg[2] = cmd->flags;
-    if ((cmd->flags & ~IOMMU_HWPT_GET_DIRTY_BITMAP_NO_CLEAR) ||
-        cmd->__reserved) {
-        return -EOPNOTSUPP;
-    }
-    return check_dirty_tracking(c, cmd->hwpt_id);
 }
 
 static int check_command(uint32_t viommu, uint64_t cmd)
@@ -929,25 +752,19 @@ typedef struct IommufdOp {
 #define END_OF(type, field) \
     (offsetof(struct type, field) + sizeof(((struct type *)0)->field))
 #define OP(nr, fn, type, last) \
-    [nr - IOMMUFD_CMD_BASE] = { sizeof(struct type), END_OF(type, last), fn }
+    [nr - IOMMUFD_CMD_BASE] = { \
+        sizeof(struct type) + QEMU_BUILD_BUG_ON_ZERO(sizeof(struct type) > 128), \
+        END_OF(type, last), fn }
 
 static const IommufdOp iommufd_ops[] = {
     OP(IOMMUFD_CMD_DESTROY, do_destroy, iommu_destroy, id),
     OP(IOMMUFD_CMD_IOAS_ALLOC, do_ioas_alloc, iommu_ioas_alloc, out_ioas_id),
-    OP(IOMMUFD_CMD_IOAS_ALLOW_IOVAS, do_ioas_allow_iovas,
-       iommu_ioas_allow_iovas, allowed_iovas),
-    OP(IOMMUFD_CMD_IOAS_COPY, do_ioas_copy, iommu_ioas_copy, src_iova),
     OP(IOMMUFD_CMD_IOAS_IOVA_RANGES, do_ioas_iova_ranges,
        iommu_ioas_iova_ranges, out_iova_alignment),
     OP(IOMMUFD_CMD_IOAS_MAP, do_ioas_map, iommu_ioas_map, iova),
     OP(IOMMUFD_CMD_IOAS_UNMAP, do_ioas_unmap, iommu_ioas_unmap, length),
-    OP(IOMMUFD_CMD_OPTION, do_option, iommu_option, val64),
     OP(IOMMUFD_CMD_HWPT_ALLOC, do_hwpt_alloc, iommu_hwpt_alloc, __reserved),
     OP(IOMMUFD_CMD_GET_HW_INFO, do_get_hw_info, iommu_hw_info, __reserved),
-    OP(IOMMUFD_CMD_HWPT_SET_DIRTY_TRACKING, do_hwpt_set_dirty_tracking,
-       iommu_hwpt_set_dirty_tracking, __reserved),
-    OP(IOMMUFD_CMD_HWPT_GET_DIRTY_BITMAP, do_hwpt_get_dirty_bitmap,
-       iommu_hwpt_get_dirty_bitmap, data),
     OP(IOMMUFD_CMD_HWPT_INVALIDATE, do_hwpt_invalidate,
        iommu_hwpt_invalidate, __reserved),
     OP(IOMMUFD_CMD_IOAS_MAP_FILE, do_ioas_map_file, iommu_ioas_map_file, iova),
@@ -1035,14 +852,15 @@ static void clear_vector(HDVector *v)
 static int keep_fd(int fd)
 {
     struct rlimit limit, high;
-    int own_fd;
+    int own_fd, err;
 
     getrlimit(RLIMIT_NOFILE, &limit);
     high = (struct rlimit) { limit.rlim_max, limit.rlim_max };
     setrlimit(RLIMIT_NOFILE, &high);
     own_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    err = errno;
     setrlimit(RLIMIT_NOFILE, &limit);
-    return own_fd;
+    return own_fd < 0 ? -err : own_fd;
 }
 
 static int set_vector(HDVector *v, int fd)
@@ -1053,7 +871,7 @@ static int set_vector(HDVector *v, int fd)
     if (fd >= 0) {
         own_fd = keep_fd(fd);
         if (own_fd < 0) {
-            return -EBADF;
+            return own_fd;
         }
     }
     v->fd = fd >= 0 ? fd : HD_NONE;
@@ -1082,7 +900,6 @@ static void disable_irqs(HDDevice *dev)
     dev->irq_index = HD_NONE;
     dev->num_vectors = 0;
     dev->intx_masked = false;
-    dev->intx_unmask = HD_NONE;
 }
 
 static int set_intx(HDDevice *dev, struct vfio_irq_set *set)
@@ -1103,11 +920,7 @@ static int set_intx(HDDevice *dev, struct vfio_irq_set *set)
             return -EINVAL;
         }
         if (data == VFIO_IRQ_SET_DATA_EVENTFD) {
-            if (set->flags & VFIO_IRQ_SET_ACTION_MASK) {
-                return -ENOTTY;
-            }
-            dev->intx_unmask = fd;
-            return 0;
+            return set->flags & VFIO_IRQ_SET_ACTION_MASK ? -ENOTTY : 0;
         }
         if (data == VFIO_IRQ_SET_DATA_NONE || set->data[0]) {
             dev->intx_masked = set->flags & VFIO_IRQ_SET_ACTION_MASK;
@@ -1145,6 +958,7 @@ static int set_msi(HDDevice *dev, struct vfio_irq_set *set)
     uint32_t data = set->flags & VFIO_IRQ_SET_DATA_TYPE_MASK;
     bool on = dev->irq_index == set->index;
     bool dynamic = set->index == VFIO_PCI_MSIX_IRQ_INDEX && dev->dynamic_msix;
+    unsigned i;
     int ret = 0;
 
     if (!(set->flags & VFIO_IRQ_SET_ACTION_TRIGGER)) {
@@ -1162,7 +976,7 @@ static int set_msi(HDDevice *dev, struct vfio_irq_set *set)
         dev->irq_index = set->index;
         dev->num_vectors = set->start + set->count;
     }
-    for (unsigned i = 0; i < set->count && !ret; i++) {
+    for (i = 0; i < set->count && !ret; i++) {
         HDVector *v = &dev->vectors[hd_vector(set->index, set->start + i)];
         int32_t fd;
 
@@ -1176,7 +990,7 @@ static int set_msi(HDDevice *dev, struct vfio_irq_set *set)
         }
     }
     if (ret) {
-        for (unsigned i = 0; i < set->count; i++) {
+        while (i--) {
             clear_vector(&dev->vectors[hd_vector(set->index, set->start + i)]);
         }
         if (!on) {
@@ -1373,7 +1187,7 @@ static void write_config(HDDevice *dev, unsigned at, uint32_t value,
                          unsigned size)
 {
     value = htole32(value);
-    if (pwrite(dev->fd, &value, size,
+    if (pwrite(dev->bound_fd, &value, size,
                HD_REGION_OFFSET(VFIO_PCI_CONFIG_REGION_INDEX) + at) != size) {
         perror("host-double: write to configuration space");
     }
@@ -1424,7 +1238,7 @@ static void init_config(HDDevice *dev)
 
 static void reset_bars(HDDevice *dev)
 {
-    fallocate(dev->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+    fallocate(dev->bound_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
               HD_REGION_OFFSET(VFIO_PCI_BAR0_REGION_INDEX),
               HD_REGION_OFFSET(VFIO_PCI_ROM_REGION_INDEX));
 }
@@ -1618,7 +1432,7 @@ static int do_feature(Call *c, HDDevice *dev, void *arg)
             return -EINVAL;
         }
     }
-    return fcntl(dev->fd, F_DUPFD_CLOEXEC, 0);
+    return fcntl(dev->bound_fd, F_DUPFD_CLOEXEC, 0);
 }
 
 static void unbind(HDDevice *dev)
@@ -1721,9 +1535,11 @@ static int post_event(HDDevice *dev, const uint64_t *event)
         return -ENOENT;
     }
     q = &hd->objects[veventq];
+    /* Lost events have a number, too. */
+    record.header.sequence = q->sequence;
+    q->sequence = (q->sequence + 1) & INT_MAX;
     if (event) {
         size = sizeof(record);
-        record.header.sequence = q->sequence++;
         for (int i = 0; i < 4; i++) {
             record.event.evt[i] = htole64(event[i]);
         }
@@ -1731,7 +1547,6 @@ static int post_event(HDDevice *dev, const uint64_t *event)
             htole64((uint32_t)event[0] | (uint64_t)dev->vsid << 32);
     } else {
         record.header.flags = IOMMU_VEVENTQ_FLAG_LOST_EVENTS;
-        record.header.sequence = q->sequence;
     }
     return send(q->fd, &record, size, MSG_DONTWAIT | MSG_NOSIGNAL) == size ?
            0 : -EIO;
@@ -1778,6 +1593,7 @@ static void find_real(void)
 {
     real_ioctl = dlsym(RTLD_NEXT, "ioctl");
     real_close = dlsym(RTLD_NEXT, "close");
+    real_realpath = dlsym(RTLD_NEXT, "realpath");
 }
 
 static void start(void)
@@ -1875,23 +1691,23 @@ int preloaded_ioctl(int fd, unsigned long request, ...)
     arg = va_arg(ap, void *);
     va_end(ap);
 
-    if (!real_ioctl) {
-        find_real();
-    }
+    pthread_once(&found, find_real);
     /* iommufd and VFIO have the same type. */
     if (_IOC_TYPE(request) != VFIO_TYPE) {
         return real_ioctl(fd, request, arg);
     }
-    pthread_once(&once, start);
-    if (hd) {
-        iommufd = find_iommufd(fd);
-        dev = iommufd == HD_NONE ? find_device(fd) : NULL;
-    }
-    if (!dev && iommufd == HD_NONE) {
+    pthread_once(&started, start);
+    if (!hd) {
         return real_ioctl(fd, request, arg);
     }
 
     lock();
+    iommufd = find_iommufd(fd);
+    dev = iommufd == HD_NONE ? find_device(fd) : NULL;
+    if (!dev && iommufd == HD_NONE) {
+        unlock();
+        return real_ioctl(fd, request, arg);
+    }
     ret = double_ioctl(fd, _IOC_NR(request), arg, iommufd, dev);
     unlock();
     if (ret < 0) {
@@ -1903,9 +1719,7 @@ int preloaded_ioctl(int fd, unsigned long request, ...)
 
 int preloaded_close(int fd)
 {
-    if (!real_close) {
-        find_real();
-    }
+    pthread_once(&found, find_real);
     if (hd && fd >= 0 && pid == getpid()) {
         HDDevice *dev;
 
@@ -1917,4 +1731,13 @@ int preloaded_close(int fd)
         unlock();
     }
     return real_close(fd);
+}
+
+char *preloaded_realpath(const char *path, char *resolved)
+{
+    pthread_once(&found, find_real);
+    if (!strcmp(path, HD_MEDIATED "/subsystem") && getenv(HOST_DOUBLE_ENV)) {
+        return strdup("/sys/bus/mdev");
+    }
+    return real_realpath(path, resolved);
 }

@@ -39,11 +39,15 @@
  *   not looked at. No page is ever dirty.
  * - Configuration space is plain memory: nothing in it is read-only or has a
  *   side effect. A bind restores it.
- * - A device is released when QEMU closes the descriptor it is bound through,
- *   even if the test has another one of it. Closing an iommufd frees nothing.
+ * - A device is released by close() of the descriptor it is bound through, even
+ *   if the test has another one of it. Closing an iommufd frees nothing.
  * - An interrupt is sent whatever HWPT is attached, also one that aborts.
  * - Declined: attachment to an IOAS or of a PASID, fault and hardware queues,
- *   IOMMU_VFIO_IOAS, VFIO_DEVICE_IOEVENTFD, all features but DMA-BUF.
+ *   maps without a fixed IOVA, dirty tracking, IOMMU_IOAS_COPY and _ALLOW_IOVAS,
+ *   IOMMU_OPTION, IOMMU_VFIO_IOAS, VFIO_DEVICE_IOEVENTFD, all features but
+ *   DMA-BUF.
+ * - Each device is an IOMMU group of its own. The ID of a vDEVICE is free again
+ *   when its device is released, not only when it is destroyed as well.
  * - A vEVENTQ holds more than its depth; the test posts lost events itself.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
@@ -73,6 +77,9 @@
 #define HD_BAR_MSIX             2
 #define HD_BAR_MSIX_SIZE        0x10000
 #define HD_MSIX_PBA             0x8000
+
+/* The sysfs path of a mediated device; there is no more of it than the path. */
+#define HD_MEDIATED             "/host-double/mediated"
 
 /* What Linux reserves for MSIs of devices behind an SMMU */
 #define HD_RESERVED_BASE        0x8000000
@@ -122,7 +129,6 @@ typedef struct HDMap {
 typedef struct HDSMMU {
     uint32_t idr[6];
     bool nesting;
-    bool dirty_tracking;
     bool ats;
 } HDSMMU;
 
@@ -154,7 +160,6 @@ typedef struct HDDevice {
     uint32_t resets;
     bool intx_masked;
     bool intx_asserted;
-    int32_t intx_unmask;    /* eventfd as QEMU knows it, or HD_NONE */
     HDVector vectors[HD_MAX_VECTORS];
 } HDDevice;
 

@@ -39,6 +39,12 @@
 #define TARGET(n)       (RAM_BASE + 0xe800000 + (n) * 0x10000)
 #define MSI_DATA        0x1234abcd
 
+#define ECAM_BASE       0x4010000000ull
+
+/* "rp", an argument */
+#define ROOT_PORT \
+    "-device pcie-root-port,id=rp,bus=pcie.0,addr=1.0,chassis=1 "
+
 #define GICD_BASE       0x08000000ull
 #define GICD_ISPENDR    0x200
 #define GICD_ICPENDR    0x280
@@ -51,17 +57,18 @@
 #define V2M_BASE        0x08020000ull
 #define V2M_SETSPI_NS   0x40
 #define V2M_FIRST_SPI   80
+#define V2M_NUM_SPIS    64
 
 #define V2M_DOORBELL    (0xfffff000 + V2M_SETSPI_NS)  /* as Linux has it */
 #define DOORBELL_GPA    (V2M_BASE + V2M_SETSPI_NS)
 #define MAX_ROUTES      4096    /* of the irqchip */
+#define IRQCHIP_CALLS   6
 #define SPI             (V2M_FIRST_SPI + 5)
 
 /* The machine that a test has, built up until it is started */
 typedef struct Machine {
     HostDouble *hd;
     GString *args;
-    char *bios;
     QTestState *qts;
     QGenericPCIBus gbus;
     QSMMUGuest smmu[2];
@@ -165,6 +172,9 @@ char *catch_messages(Machine *m);
 unsigned take_messages(const char *path, const char *what);
 void assert_no_message(const char *path);
 
+/* Wait until RCU callbacks have run: what was unplugged is freed then. */
+void drain_rcu(Machine *m);
+
 /* How many file descriptors QEMU has open */
 unsigned count_fds(Machine *m);
 
@@ -224,6 +234,12 @@ void map_v2m(OneDevice *t);
 
 /* Was this SPI raised since the last time? */
 bool take_spi(Machine *m, unsigned spi);
+
+/* What qtest_irqchip_calls() counts; the first three can fail. */
+extern const char *const irqchip_calls[IRQCHIP_CALLS];
+
+/* All calls of the irqchip together */
+uint64_t count_irqchip_calls(Machine *m);
 
 /* Routes in use; none may have an irqfd without. */
 unsigned count_routes(Machine *m);
@@ -298,9 +314,6 @@ uint64_t vsid(Machine *m, HDDevice *dev);
 
 /* Write a bridge's secondary and subordinate bus numbers. */
 void set_buses(Machine *m, int bridge, uint8_t secondary, uint8_t subordinate);
-
-/* The first 64 bits of the STE that is attached to the device */
-uint64_t attached_ste(OneDevice *t);
 
 /* What main() does */
 int accel_tests_run(int argc, char **argv, const AccelTest *tests, unsigned n);

@@ -336,7 +336,7 @@ static void run_case(SMMUv3Target *t, const SMMUv3Case *c)
         addr[i] = change_addr(t, d, giova, c->change[i].where,
                               c->change[i].index);
     }
-    for (int i = 0; addr[i]; i++) {
+    for (int i = 0; i < ARRAY_SIZE(addr) && addr[i]; i++) {
         qsmmu_modify(t->g, addr[i], c->change[i].mask, c->change[i].value);
     }
 

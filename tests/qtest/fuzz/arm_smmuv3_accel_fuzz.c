@@ -1069,7 +1069,6 @@ static void forget_interrupts(HDDevice *dev)
     dev->irq_index = HD_NONE;
     dev->num_vectors = 0;
     dev->intx_masked = dev->intx_asserted = false;
-    dev->intx_unmask = HD_NONE;
 }
 
 static void stop_failing(void)
