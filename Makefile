@@ -62,11 +62,11 @@ demo: build $(if $(UPSTREAM),upstream) ## Show it: an NVMe behind an accelerated
 .PHONY: lab
 lab: build ## Run the nested lab's scenarios (SCENARIO=name for one, SANITIZE=1)
 	$(Q)$(if $(SANITIZE),$(TOOL) tools/build qemu-sanitize)
-	$(Q)UPSTREAM= SANITIZE=$(SANITIZE) SCENARIO=$(SCENARIO) $(TOOL) lab/run
+	$(Q)UPSTREAM= SANITIZE=$(SANITIZE) SCENARIO="$(SCENARIO)" $(TOOL) lab/run
 
 .PHONY: lab-upstream
 lab-upstream: upstream ## Run them on QEMU without the series, where interrupts are lost
-	$(Q)UPSTREAM=1 SANITIZE= SCENARIO=$(SCENARIO) $(TOOL) lab/run
+	$(Q)UPSTREAM=1 SANITIZE= SCENARIO="$(SCENARIO)" $(TOOL) lab/run
 
 .PHONY: test
 test: build ## Run all tests: scripts, qtests (on arm64 too), the fuzzer's inputs, the lab
@@ -173,4 +173,4 @@ clean: ## Remove build/
 .PHONY: distclean
 distclean: clean ## Remove build/ and the cache (downloads, kernel, ccache)
 	$(Q)$(TOOL) -c 'import sys; sys.path.insert(0, "tools"); import common, shutil; \
-	    print("rm -rf", common.CACHE); shutil.rmtree(common.CACHE, ignore_errors=True)'
+	    print("rm -rf", common.CACHE); common.CACHE.exists() and shutil.rmtree(common.CACHE)'

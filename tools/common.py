@@ -9,6 +9,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,9 +19,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 LOGS = BUILD / "logs"
-CACHE = Path(os.environ.get("QEMU_SMMUV3_CACHE")
-             or Path(os.environ.get("XDG_CACHE_HOME")
-                     or Path.home() / ".cache") / "qemu-smmuv3-accel").absolute()
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or
+             Path.home() / ".cache").absolute() / "qemu-smmuv3-accel"
 
 
 def say(text):
@@ -35,7 +35,15 @@ def die(text, fix=None):
 
 
 def main(function):
-    """Run a tool's main function; what a user can cause is one line."""
+    """Run a tool's main function; what a user can cause is one line.
+
+    To end it by a signal ends what it has started, and removes what is half
+    done, as an error does.
+    """
+    os.umask(0o022)     # for what other users read in a clean root
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, lambda n, _: sys.exit(128 + n))
     try:
         sys.exit(function(sys.argv[1:]))
     except KeyboardInterrupt:
@@ -144,7 +152,8 @@ def run_logged(name, command, *, what=None, cwd=None, env=None,
             _follow(child, out, show, progress)
             status = child.wait()
         except BaseException:
-            child.terminate()
+            with contextlib.suppress(PermissionError):  # it is sudo
+                child.terminate()
             child.wait()
             raise
         finally:

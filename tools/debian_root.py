@@ -3,13 +3,11 @@
 
 import contextlib
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from common import BUILD, need_space, run_logged
+from common import BUILD, die, need_space, run_logged
 from sources import MIRROR, network_settings
 
 SUITE = os.environ.get("SUITE") or "forky"
@@ -56,6 +54,12 @@ def inside(root, command, binds=None, **env):
             *map(str, command)]
 
 
+def need_to_be_root(target):
+    """Refuse what works on a root's own files or processes for a user."""
+    if SUDO:
+        die(f"make {target} is for root", f"sudo make {target}")
+
+
 def apt_options():
     """The machine's own settings on proxies and the like; and a mirror that
     lags serves indexes past their date: still signed."""
@@ -71,9 +75,7 @@ def apt_progress(line):
 
 @contextlib.contextmanager
 def clean_root(name, packages, mib, suite=SUITE):
-    """A root of @suite with @packages, of @mib MiB in all; gone afterwards,
-    also when this program is told to end."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    """A root of @suite with @packages, of @mib MiB in all; gone afterwards."""
     need_space(BUILD, mib)
     ROOTS.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=ROOTS))

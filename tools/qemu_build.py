@@ -9,13 +9,13 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from common import (BUILD, CACHE, ROOT, cache_entry, cache_key, die, lock,
-                    need_space, output, run_logged, say, sha256, write_file)
+                    need_space, run_logged, say, sha256, write_file)
 from patchset import BASE, TREE
+from sources import fetched
 
 NATIVE_ARM = platform.machine() == "aarch64"
 NATIVE_X86 = platform.machine() == "x86_64"
@@ -157,8 +157,7 @@ def ccache_counts(log):
 
 def sysroot():
     """Debian 12's arm64 libraries, taken out of their packages."""
-    debs = output([sys.executable, ROOT / "tools/fetch", "debs", "arm64",
-                   *SYSROOT_PACKAGES]).splitlines()
+    debs = fetched("debs", "arm64", *SYSROOT_PACKAGES)
 
     def unpack(folder):
         say(f"making the arm64 sysroot of {len(debs)} packages")
@@ -281,11 +280,10 @@ def build(name, folder=None, source=None, targets=None):
         stats = folder / "series-ccache"
         stats.unlink(missing_ok=True)
         if not targets:
-            return folder
+            return
         run_logged(f"build-{label}", ["ninja", "-C", folder, *targets],
                    what=f"building {label}",
                    env=env | {"CCACHE_STATSLOG": str(stats)})
         compiled, hits = ccache_counts(stats)
         if compiled:
             say(f"  {compiled} compilations, {hits} from ccache")
-    return folder / BINARY

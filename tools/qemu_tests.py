@@ -8,7 +8,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from common import LOGS, ROOT, Progress, die, output, run_logged, write_file
+from common import (LOGS, ROOT, Progress, die, lock, output, run_logged,
+                    write_file)
 from patchset import TREE, load
 from qemu_build import BINARY, build, compiler_env
 
@@ -106,6 +107,13 @@ def run(folder, source, names, optional=(), log="qtest", report=None,
     tests = meson_tests(folder, names, optional)
     targets = sorted({t for _, needs in tests for t in needs})
     build(kind, folder, source, targets)
+    with lock(folder / ".tests.lock", f"results in {folder.name}"):
+        return run_tests(folder, source, tests, log, report, env, patience,
+                         wrapper)
+
+
+def run_tests(folder, source, tests, log, report, env, patience, wrapper):
+    """What run() does when all is built."""
     if any(n.endswith("/bios-tables-test") for n, _ in tests):
         acpi_expected(folder, source)
     outcomes = []
@@ -125,12 +133,12 @@ def run(folder, source, names, optional=(), log="qtest", report=None,
         path = folder / "meson-logs" / (f"{name}-env.json" if wrapper else
                                         f"{name}.json")
         shown = str(LOGS / f"{name}.log")
-        reply = json.loads(path.read_text().splitlines()[-1]) \
-            if path.exists() else {}
+        lines = path.read_text().splitlines() if path.exists() else []
+        reply = json.loads(lines[-1]) if lines else {}
         with open(shown, "a") as f:
             f.write(reply.get("stdout", ""))
             f.write(reply.get("stderr", ""))
-        some = tap_outcomes(name if binary else short, reply.get("stdout", ""),
+        some = tap_outcomes(name if wrapper else short, reply.get("stdout", ""),
                             reply.get("result", "did not run"),
                             reply.get("duration", show.elapsed()), shown)
         outcomes += some

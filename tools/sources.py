@@ -19,6 +19,15 @@ MIRROR = (os.environ.get("DEBIAN_MIRROR") or
 SUBPROJECTS = ["keycodemapdb", "berkeley-softfloat-3", "berkeley-testfloat-3"]
 
 
+def fetched(*args):
+    """The lines that tools/fetch prints; ends if it fails."""
+    reply = subprocess.run([sys.executable, ROOT / "tools/fetch", *args],
+                           stdout=subprocess.PIPE, text=True)
+    if reply.returncode:
+        sys.exit(1)             # it said why
+    return reply.stdout.splitlines()
+
+
 def pinned(name):
     """The file of tools/pins.py with this name; None when the mirror does
     not have it."""

@@ -122,8 +122,8 @@ class Project(unittest.TestCase):
         """(stdout, stderr) of a tool, which must end with @status."""
         root = root or self.root
         full = {k: v for k, v in os.environ.items() if k not in
-                ("FORCE", "LINUX_SRC", "XDG_CACHE_HOME", "MAKEFLAGS")}
-        full |= {"QEMU_SMMUV3_CACHE": str(self.tmp / "cache"),
+                ("FORCE", "LINUX_SRC", "MAKEFLAGS")}
+        full |= {"XDG_CACHE_HOME": str(self.tmp / "cache"),
                  "QEMU_SRC": str(self.source), "HOME": str(self.tmp),
                  "PYTHONDONTWRITEBYTECODE": "1", **env}
         reply = subprocess.run(
@@ -145,6 +145,8 @@ class Project(unittest.TestCase):
     def git(self, *args, cwd=None):
         env = {k: v for k, v in os.environ.items()
                if not k.startswith("GIT_")}
+        # None of the developer's settings, such as commit.gpgSign
+        env |= {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
         return subprocess.run(
             ["git", "-c", "user.name=A User", "-c", "user.email=u@localhost",
              *args], cwd=cwd or self.tree, check=True, env=env,

@@ -11,12 +11,14 @@ from patchset import ROOT
 
 class Table(unittest.TestCase):
     def test_has_each_test(self):
-        """Otherwise: make behaviour, and commit what it wrote."""
+        """Each test is in the table of the developer documentation."""
         tests = {p: sorted(in_source(
                      (ROOT / f"tests/qtest/{p}.c").read_text()))
                  for p in programs()}
         rows = in_table((ROOT / TABLE).read_text())
-        self.assertEqual({p: sorted(r) for p, r in rows.items()}, tests)
+        self.assertEqual({p: sorted(r) for p, r in rows.items()}, tests,
+                         "run: make behaviour, commit what it wrote in "
+                         "build/tree, and: make refresh")
         self.assertTrue(all(tests.values()), tests)
 
     def test_round_trip(self):

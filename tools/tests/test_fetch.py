@@ -25,7 +25,7 @@ class Fetch(Project):
         (pool / "new.tar.xz").write_bytes(PAYLOAD)
         self.pin(("pool/gone.tar.xz", digest(b"")),
                  ("pool/new.tar.xz", digest(PAYLOAD)))
-        self.downloads = self.tmp / "cache/downloads"
+        self.downloads = self.tmp / "cache/qemu-smmuv3-accel/downloads"
 
     def pin(self, *pins):
         (self.root / "tools/pins.py").write_text(
