@@ -668,6 +668,25 @@ static void test_plug_fails(void)
     machine_stop(m);
 }
 
+/* An RCU callback frees the device, maybe after all else is gone: see ASan. */
+static void test_quit_after_unplug(void)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        Machine *m = machine_new_irqchip();
+        HDDevice *dev = host_double_add_device(m->hd, 0);
+        QPCIDevice *port;
+
+        g_string_append(m->args, ROOT_PORT);
+        machine_start(m);
+        port = enable_port(m, PCI_DEVFN(1, 0));
+        plug(m, dev, port);
+        qtest_qmp_device_del_send(m->qts, "hot");
+        set_slot_power(port, false);
+        g_free(port);
+        machine_stop(m);
+    }
+}
+
 /* A vector that the host does not take is lost; the next one need not be. */
 static void test_set_irqs_fails(void)
 {
@@ -738,6 +757,7 @@ int main(int argc, char **argv)
         { "/accel/irq/req-and-err", test_req_and_err },
         { "/accel/irq/replaced", test_replaced },
         { "/accel/irq/plug-fails", test_plug_fails },
+        { "/accel/irq/quit-after-unplug", test_quit_after_unplug },
         { "/accel/irq/set-irqs-fails", test_set_irqs_fails },
     };
 

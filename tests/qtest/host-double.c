@@ -749,12 +749,13 @@ typedef struct IommufdOp {
     int (*fn)(Call *c, void *cmd);
 } IommufdOp;
 
+#define MAX_OP_SIZE 128
+#define SIZE_OF(type) (sizeof(struct type) + \
+    QEMU_BUILD_BUG_ON_ZERO(sizeof(struct type) > MAX_OP_SIZE))
 #define END_OF(type, field) \
     (offsetof(struct type, field) + sizeof(((struct type *)0)->field))
 #define OP(nr, fn, type, last) \
-    [nr - IOMMUFD_CMD_BASE] = { \
-        sizeof(struct type) + QEMU_BUILD_BUG_ON_ZERO(sizeof(struct type) > 128), \
-        END_OF(type, last), fn }
+    [nr - IOMMUFD_CMD_BASE] = { SIZE_OF(type), END_OF(type, last), fn }
 
 static const IommufdOp iommufd_ops[] = {
     OP(IOMMUFD_CMD_DESTROY, do_destroy, iommu_destroy, id),
@@ -783,7 +784,7 @@ static int iommufd_ioctl(Call *c, unsigned nr, void *arg)
     const IommufdOp *op;
     union {
         uint32_t size;
-        char data[128];
+        char data[MAX_OP_SIZE];
     } cmd = { };
     uint32_t size;
     int ret;

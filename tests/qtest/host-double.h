@@ -43,9 +43,9 @@
  *   if the test has another one of it. Closing an iommufd frees nothing.
  * - An interrupt is sent whatever HWPT is attached, also one that aborts.
  * - Declined: attachment to an IOAS or of a PASID, fault and hardware queues,
- *   maps without a fixed IOVA, dirty tracking, IOMMU_IOAS_COPY and _ALLOW_IOVAS,
- *   IOMMU_OPTION, IOMMU_VFIO_IOAS, VFIO_DEVICE_IOEVENTFD, all features but
- *   DMA-BUF.
+ *   maps without a fixed IOVA, dirty tracking, IOMMU_IOAS_COPY and
+ *   IOMMU_IOAS_ALLOW_IOVAS, IOMMU_OPTION, IOMMU_VFIO_IOAS,
+ *   VFIO_DEVICE_IOEVENTFD, all features but DMA-BUF.
  * - Each device is an IOMMU group of its own. The ID of a vDEVICE is free again
  *   when its device is released, not only when it is destroyed as well.
  * - A vEVENTQ holds more than its depth; the test posts lost events itself.
