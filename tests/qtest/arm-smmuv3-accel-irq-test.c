@@ -560,9 +560,7 @@ static void test_req_and_err(void)
     HDDevice *dev = host_double_add_device(m->hd, 0);
     QPCIDevice *port;
 
-    g_string_append(m->args, ROOT_PORT);
-    machine_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
+    port = machine_start_with_port(m);
     plug(m, dev, port);
     g_assert_true(host_double_fire(m->hd, dev, VFIO_PCI_REQ_IRQ_INDEX, 0));
     settle(m);
@@ -586,9 +584,8 @@ static void test_replaced(void)
     for (int i = 0; i < 2; i++) {
         devs[i] = host_double_add_device(m->hd, 0);
     }
-    g_string_append(m->args, ROOT_PORT);
-    machine_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
+    port = machine_start_with_port(m);
+    v2m_start(m);
     qsmmu_guest_enable(&m->smmu[0]);
     domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
     qsmmu_map(domain, V2M_DOORBELL & ~0xfffull, V2M_BASE);
@@ -606,15 +603,16 @@ static void test_replaced(void)
         set_vector(pci, 0, doorbell, SPI);
         g_assert_cmpuint(count_routes(m), ==, routed);
         fire(m, dev, 0);
-        if (!routed) {
-            g_assert_cmphex(take(m, TARGET(0), DOORBELL), ==, SPI);
-        }
+        settle(m);
+        g_assert_cmpint(take_spi(m, SPI), ==, routed);
+        g_assert_cmphex(take(m, TARGET(0), DOORBELL), ==, routed ? 0 : SPI);
         /* As the guest lets it go */
         qtest_qmp_device_del_send(m->qts, "hot");
         settle(m);
         g_assert_true(host_double_fire(m->hd, dev, VFIO_PCI_MSIX_IRQ_INDEX,
                                        0));
         complete_unplug(m, dev, port);
+        g_assert_cmpint(take_spi(m, SPI), ==, routed);
         g_assert_cmpuint(count_routes(m), ==, 0);
         qsmmu_command(&m->smmu[0], SMMU_CMD_TLBI_NH_ALL, 0);
         qsmmu_cfgi_ste(&m->smmu[0], PORT_SID);
@@ -645,9 +643,7 @@ static void test_plug_fails(void)
     HDDevice *dev = host_double_add_device(m->hd, 0);
     QPCIDevice *port;
 
-    g_string_append(m->args, ROOT_PORT);
-    machine_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
+    port = machine_start_with_port(m);
     for (unsigned i = 0; i < ARRAY_SIZE(calls); i++) {
         unsigned fds = count_fds(m);
         g_autofree char *error = NULL;
@@ -676,9 +672,7 @@ static void test_quit_after_unplug(void)
         HDDevice *dev = host_double_add_device(m->hd, 0);
         QPCIDevice *port;
 
-        g_string_append(m->args, ROOT_PORT);
-        machine_start(m);
-        port = enable_port(m, PCI_DEVFN(1, 0));
+        port = machine_start_with_port(m);
         plug(m, dev, port);
         qtest_qmp_device_del_send(m->qts, "hot");
         set_slot_power(port, false);

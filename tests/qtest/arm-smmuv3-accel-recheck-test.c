@@ -697,9 +697,7 @@ static void test_replugged(void)
     QSMMUDomain *domain;
     QPCIDevice *port;
 
-    g_string_append(m->args, ROOT_PORT);
-    machine_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
+    port = machine_start_with_port(m);
     qsmmu_guest_enable(g);
     domain = qsmmu_domain_new(g, 12, 1);
     qsmmu_attach(g, PORT_SID, domain);

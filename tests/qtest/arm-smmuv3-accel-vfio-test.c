@@ -412,9 +412,7 @@ static void test_hotplug(void)
     QSMMUDomain *domain;
     QPCIDevice *port;
 
-    g_string_append(m->args, ROOT_PORT);
-    machine_start(m);
-    port = enable_port(m, PCI_DEVFN(1, 0));
+    port = machine_start_with_port(m);
     qsmmu_guest_enable(&m->smmu[0]);
     domain = qsmmu_domain_new(&m->smmu[0], 12, 1);
     qsmmu_map(domain, DOORBELL, TARGET(0));

@@ -138,6 +138,13 @@ void machine_start(Machine *m)
     qtest_writel(m->qts, DOORBELL, MARKER);
 }
 
+QPCIDevice *machine_start_with_port(Machine *m)
+{
+    g_string_append(m->args, ROOT_PORT);
+    machine_start(m);
+    return enable_port(m, PCI_DEVFN(1, 0));
+}
+
 void start_two_smmus(Machine *m, HDDevice *dev[2], int second_host_smmu)
 {
     g_string_append(m->args,

@@ -131,6 +131,9 @@ void trace_mark(Machine *m);
 
 void machine_start(Machine *m);
 
+/* With a root port "rp" at 01.0, which is returned as by enable_port() */
+QPCIDevice *machine_start_with_port(Machine *m);
+
 /*
  * With two SMMUs: @dev[0] is at 02.0 behind the first one, @dev[1], which the
  * host has behind @second_host_smmu, behind the other. That is below a root
