@@ -169,7 +169,16 @@ static void run_accel_cases(SMMUv3Target *t)
           .outcome = QSMMU_F_CD_FETCH, .fetch = HOLE },
     };
 
+    unsigned events;
+
     smmuv3_run_cases(t, cases, ARRAY_SIZE(cases));
+
+    /* Without translation the address is limited as well, and silently. */
+    events = qsmmu_events(t->g);
+    qsmmu_guest_disable(t->g);
+    g_assert_true(t->access(t, t->pa));
+    g_assert_false(t->access(t, t->pa | 1ull << 44));
+    g_assert_cmpuint(qsmmu_events(t->g), ==, events);
 }
 
 static void test_accel_cases(void)
