@@ -69,7 +69,7 @@ lab-upstream: upstream ## Run them on QEMU without the series, where interrupts 
 	$(Q)UPSTREAM=1 SANITIZE= SCENARIO="$(SCENARIO)" $(TOOL) lab/run
 
 .PHONY: test
-test: build ## Run all tests: scripts, qtests (on arm64 too), the fuzzer's inputs, the lab
+test: build ## Run all tests: scripts, qtests (on arm64 too), a minute of fuzzing, the lab
 	$(Q)$(TOOL) tools/test
 
 .PHONY: check
@@ -110,8 +110,14 @@ deb-test: deb ## Install them over Debian's in a clean root, run a VM and the qt
 	$(Q)$(TOOL) lab/artefacts
 	$(Q)SUITE=$(SUITE) $(TOOL) tools/test deb
 
+# Before what takes long.
+.PHONY: as-root # only part of others
+as-root:
+	$(Q)[ "$$(id -u)" = 0 ] || { echo "error: make $(MAKECMDGOALS) is for root;" \
+	    "run: sudo make $(MAKECMDGOALS)" >&2; exit 1; }
+
 .PHONY: libvirt-test
-libvirt-test: deb ## Have Debian's newest libvirt start a VM with them in a clean root
+libvirt-test: as-root deb ## Have Debian's newest libvirt start a VM with them in a clean root (as root)
 	$(Q)$(TOOL) lab/artefacts
 	$(Q)SUITE=$(SUITE) $(TOOL) tools/test libvirt
 
@@ -125,7 +131,7 @@ SUITES ?= bookworm,trixie
 TARGETS ?= demo,test
 
 .PHONY: fresh
-fresh: ## Run demo and test on clean Debian 12 and 13 (SUITES=, TARGETS=; hours)
+fresh: as-root ## Run demo and test on clean Debian 12 and 13 (as root; SUITES=, TARGETS=; hours)
 	$(Q)sh tools/deps roots
 	$(Q)$(TOOL) tools/fresh $(SUITES) $(TARGETS)
 

@@ -53,7 +53,10 @@ def main(function):
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             die(f"disk full while writing {e.filename or 'a file'}",
                 "df -h . # and make room")
-        if e.errno in (errno.EACCES, errno.EROFS, errno.ENOENT) and e.filename:
+        if e.errno in (errno.EACCES, errno.EPERM) and e.filename:
+            die(f"{e.strerror}: {e.filename}; it may be root's, since a run "
+                "as root", f'sudo chown -R "$(id -un)" {shlex.quote(str(BUILD))}')
+        if e.errno in (errno.EROFS, errno.ENOENT) and e.filename:
             die(f"{e.strerror}: {e.filename}")
         raise
 

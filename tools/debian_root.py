@@ -3,6 +3,7 @@
 
 import contextlib
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -54,12 +55,6 @@ def inside(root, command, binds=None, **env):
             *map(str, command)]
 
 
-def need_to_be_root(target):
-    """Refuse what works on a root's own files or processes for a user."""
-    if SUDO:
-        die(f"make {target} is for root", f"sudo make {target}")
-
-
 def apt_options():
     """The machine's own settings on proxies and the like; and a mirror that
     lags serves indexes past their date: still signed."""
@@ -76,6 +71,9 @@ def apt_progress(line):
 @contextlib.contextmanager
 def clean_root(name, packages, mib, suite=SUITE):
     """A root of @suite with @packages, of @mib MiB in all; gone afterwards."""
+    if SUDO and not shutil.which("sudo"):
+        die("a clean root is made as root, and sudo is not there",
+            "the same command as root")
     need_space(BUILD, mib)
     ROOTS.mkdir(parents=True, exist_ok=True)
     root = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=ROOTS))

@@ -2,6 +2,7 @@
 """tools/fetch, tools/deps and the cache: what goes wrong is one line and
 leaves nothing that could be taken for whole."""
 
+import errno
 import os
 import subprocess
 import tempfile
@@ -109,6 +110,10 @@ class Fetch(Project):
                             DEBIAN_MIRROR="http://127.0.0.1:9")
         self.assertIn("no network", line)
 
+    def test_folder_is_no_kernel_tarball(self):
+        line = self.refused("fetch", "linux", LINUX_SRC=str(self.tmp))
+        self.assertIn("git -C", line)
+
     def test_own_source(self):
         self.assertEqual(self.run_tool("fetch", "qemu")[0],
                          f"{self.source}\n")
@@ -132,6 +137,31 @@ class Deps(Project):
         for package in ("gcc", "ninja-build", "libglib2.0-dev", "meson"):
             self.assertIn(f" {package}", line)
 
+    def test_sudo_without_password(self):
+        """Where "sudo -v" asks for one nevertheless, as with NOPASSWD for a
+        user and a group without it, packages are installed."""
+        release = self.tmp / "os-release"
+        release.write_text("ID=debian\n")
+        bin = self.tmp / "bin"
+        bin.mkdir()
+        for tool, script in {
+                "id": "echo 1000",
+                "dpkg-query": "exit 1",
+                "apt-cache": "echo '  Candidate: 99'",
+                "apt-get": f'echo "$*" >>{self.tmp}/installed',
+                "sudo": '[ "$1" = -v ] && exit 1; [ "$1" = -n ] && shift; "$@"',
+        }.items():
+            (bin / tool).write_text(f"#!/bin/sh\n{script}\n")
+            (bin / tool).chmod(0o755)
+        reply = subprocess.run(
+            ["/bin/sh", self.root / "tools/deps"], capture_output=True,
+            text=True, stdin=subprocess.DEVNULL,
+            env={**os.environ, "OS_RELEASE": str(release),
+                 "PATH": f"{bin}:{os.environ['PATH']}"})
+        self.assertEqual(reply.returncode, 0, reply.stderr)
+        self.assertRegex((self.tmp / "installed").read_text(),
+                         "(?m)install .* ninja-build.*\n.* install .* meson")
+
 
 class Cache(unittest.TestCase):
     def setUp(self):
@@ -154,6 +184,15 @@ class Cache(unittest.TestCase):
 
     def entry(self):
         return common.cache_entry("kind", "key", self.make)
+
+    def test_folder_of_root(self):
+        """The cure is named of what a run as root has left."""
+        def refused(_):
+            raise PermissionError(errno.EACCES, "Permission denied", "there")
+        with self.assertRaises(SystemExit), mock.patch("signal.signal"):
+            common.main(refused)
+        self.assertIn("there; it may be root's", self.heard[0])
+        self.assertIn("chown", self.heard[0])
 
     def test_made_once(self):
         self.assertEqual(self.entry(), self.entry())
