@@ -48,7 +48,7 @@ static bool same_page(hwaddr a, hwaddr b)
  * The answer comes from the registers that the message itself is made of, so
  * it cannot differ from the message. To ask where a vector's message would go
  * is legal while the vector is masked: the mask bits of MSI belong to the
- * device, and nobody hears of it when they change.
+ * device, so a route stays while they are set.
  */
 static bool smmuv3_accel_msi_is_doorbell(SMMUv3AccelDevice *accel_dev,
                                          hwaddr addr, int iommu_idx)
@@ -106,7 +106,7 @@ typedef struct SMMUv3AccelMSIPage {
     QSIMPLEQ_ENTRY(SMMUv3AccelMSIPage) next;    /* when it has changed */
 } SMMUv3AccelMSIPage;
 
-/* With CD.TBI the top byte is none of the address, so never look at it. */
+/* With CD.TBI the top byte is no part of the address, so never look at it. */
 static uint64_t smmuv3_accel_msi_va(hwaddr addr)
 {
     return sextract64(addr, 0, 56);

@@ -104,15 +104,6 @@ bool vfio_pci_msi_route_update(VFIOPCIDevice *vdev, int nr)
     return true;
 }
 
-static void vfio_msi_route_release(VFIOPCIDevice *vdev, int nr)
-{
-    VFIOMSIVector *vector = &vdev->msi_vectors[nr];
-
-    trace_vfio_msi_unroute(vdev->vbasedev.name, nr, vector->virq);
-    accel_irqchip_release_virq(vector->virq);
-    vector->virq = -1;
-}
-
 /*
  * The irqchip may be full, for long: a vector that it refuses is delivered by
  * QEMU, and asks again after 0, 1, 3, 7... messages.
@@ -179,7 +170,7 @@ void vfio_pci_msi_vector_to_irqchip(VFIOPCIDevice *vdev, int nr)
     return;
 
 refused:
-    vfio_msi_route_release(vdev, nr);
+    vfio_pci_msi_release_virq(vdev, nr);
     vector->no_route = true;
     vfio_msi_vector_refused(vector);
 }
@@ -231,7 +222,7 @@ static void vfio_msi_route_check(VFIOPCIDevice *vdev, hwaddr first, hwaddr last)
                 continue;
             }
             vfio_pci_msi_vector_to_qemu(vdev, nr);
-            vfio_msi_route_release(vdev, nr);
+            vfio_pci_msi_release_virq(vdev, nr);
         }
         switch (vfio_msi_route_update(vdev, nr, pages, &c)) {
         case VFIO_MSI_ROUTED:
@@ -287,10 +278,20 @@ static void vfio_msi_route_message(PCIDevice *pdev, unsigned nr)
     VFIOPCIDevice *vdev = VFIO_PCI_DEVICE(pdev);
     hwaddr address;
 
-    if (vdev->interrupt == VFIO_INT_MSIX) {
-        address = vfio_msi_message(vdev, nr).address;
-        vfio_msi_route_check(vdev, address, address);
+    if (vdev->interrupt != VFIO_INT_MSIX) {
+        return;
     }
+    if (msix_is_masked(pdev, nr)) {
+        /*
+         * A guest writes all messages again when it has reset the device by a
+         * register of its own, which leaves the real table empty: have the host
+         * do so, too.
+         */
+        vdev->msi_vectors[nr].signalled = false;
+        return;
+    }
+    address = vfio_msi_message(vdev, nr).address;
+    vfio_msi_route_check(vdev, address, address);
 }
 
 static void vfio_msi_route_notify(IOMMUNotifier *n, IOMMUTLBEntry *entry)

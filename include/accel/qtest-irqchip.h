@@ -25,7 +25,7 @@
 
 extern bool qtest_irqchip_allowed;
 
-/* Is there one, that is "-accel qtest,irqchip=on"? */
+/* Is there one, by "-accel qtest,irqchip=on" or the command irqchip_on? */
 #define qtest_irqchip_enabled() (qtest_irqchip_allowed)
 
 int qtest_irqchip_add_msi_route(AccelRouteChange *c, int vector,

@@ -42,7 +42,7 @@ static const struct {
     { IOMMU_GET_HW_INFO, "GET_HW_INFO", { ENODEV, ENOMEM } },
     { IOMMU_HWPT_INVALIDATE, "HWPT_INVALIDATE", { ENOMEM, ETIMEDOUT, EIO } },
     { IOMMU_VIOMMU_ALLOC, "VIOMMU_ALLOC", { EOPNOTSUPP, ENOMEM } },
-    { IOMMU_VDEVICE_ALLOC, "VDEVICE_ALLOC", { ENOMEM, EEXIST } },
+    { IOMMU_VDEVICE_ALLOC, "VDEVICE_ALLOC", { ENOMEM, EEXIST, EOPNOTSUPP } },
     { IOMMU_VEVENTQ_ALLOC, "VEVENTQ_ALLOC", { ENOMEM, EMFILE } },
     { VFIO_DEVICE_BIND_IOMMUFD, "BIND", { EBUSY, EPERM } },
     { VFIO_DEVICE_GET_INFO, "GET_INFO", { EIO } },
@@ -441,9 +441,12 @@ static void assert_gone(Plug *p, const Fault *f, const char *text)
     assert_state(p, f);
     assert_other_works(p);
     if (keeps_objects(f, p->other) || keeps(f, IOMMU_IOAS_UNMAP)) {
+        State s = get_state(p->m);
         bool second = p->other;
 
-        g_assert_nonnull(strstr(text, g_strerror(f->err)));
+        /* Nothing stays unsaid. A busy vEVENTQ goes at the second attempt. */
+        g_assert_true(strstr(text, g_strerror(f->err)) ||
+                      same_state(&s, &p->before));
         plug_stop(p);
         *p = (Plug) { };
         plug_start(p, second);

@@ -532,6 +532,52 @@ static void test_veventq_failure(void)
     memory_file_free(messages);
 }
 
+/* Which of the calls to destroy something was that of object @id? */
+static unsigned find_destroyed(Machine *m, uint32_t id)
+{
+    HDShared *shm = m->hd->shm;
+    unsigned n = 0;
+
+    for (unsigned i = 0; i < shm->num_calls; i++) {
+        if (shm->calls[i].nr == _IOC_NR(IOMMU_DESTROY)) {
+            n++;
+            if (shm->calls[i].id == id) {
+                return n;
+            }
+        }
+    }
+    g_assert_not_reached();
+}
+
+/* The main loop has its file in poll(), for a moment, while a vCPU frees it. */
+static void test_veventq_polled(void)
+{
+    Machine *m = machine_new_ports(1);
+    char *messages = catch_messages(m);
+    HDDevice *dev = host_double_add_device(m->hd, 0);
+    unsigned n = 0;
+    QPCIDevice *port;
+
+    machine_start(m);
+    qsmmu_guest_enable(&m->smmu[0]);
+    port = enable_port(m, PORT(0));
+    for (int i = 0; i < 2; i++) {
+        uint32_t id;
+
+        plug(m, dev, port);
+        id = only_object(m, HD_VEVENTQ);
+        host_double_forget_calls(m->hd);
+        host_double_fail(m->hd, IOMMU_DESTROY, n, EBUSY);
+        unplug(m, dev, port);
+        n = find_destroyed(m, id);
+        g_assert_cmpuint(host_double_objects(m->hd, HD_FREE), ==, 0);
+        assert_no_message(messages);
+    }
+    g_free(port);
+    machine_stop(m);
+    memory_file_free(messages);
+}
+
 /* A device that comes second gets what its SMMU does, too. */
 static void test_second_device(void)
 {
@@ -1338,6 +1384,7 @@ static void test_atc_inv_failure(void)
     Machine *m = t.m;
     QSMMUGuest *g = &m->smmu[0];
     uint64_t atc_inv = SMMU_CMD_ATC_INV | (uint64_t)ONE_SID << 32;
+    unsigned n;
 
     for (int i = 0; i < 2; i++) {
         uint32_t cons, sync;
@@ -1358,6 +1405,22 @@ static void test_atc_inv_failure(void)
         qsmmu_command(g, atc_inv, 0);
         qsmmu_command(g, SMMU_CMD_SYNC, 0);
     }
+
+    /* A device that does not answer costs a second once, not each time. */
+    n = calls(m, IOMMU_HWPT_INVALIDATE);
+    host_double_fail_forever(m->hd, IOMMU_HWPT_INVALIDATE, ETIMEDOUT);
+    for (int i = 0; i < 3; i++) {
+        qsmmu_queue(g, atc_inv, 0);
+    }
+    qsmmu_queue(g, SMMU_CMD_SYNC, 0);
+    g_assert_cmpuint(FIELD_EX32(qsmmu_issue_queued(g), CMDQ_CONS, ERR), ==,
+                     ATC_INV_SYNC);
+    g_assert_cmpuint(calls(m, IOMMU_HWPT_INVALIDATE), ==, n + 1);
+    host_double_fail_forever(m->hd, IOMMU_HWPT_INVALIDATE, 0);
+    qsmmu_acknowledge(g, false);
+    qsmmu_command(g, atc_inv, 0);
+    qsmmu_command(g, SMMU_CMD_SYNC, 0);
+    g_assert_cmpuint(calls(m, IOMMU_HWPT_INVALIDATE), ==, n + 2);
 
     host_double_fail(m->hd, IOMMU_HWPT_INVALIDATE, 1, EIO);
     g_assert_cmpuint(FIELD_EX32(qsmmu_issue(g, atc_inv, 0), CMDQ_CONS, ERR),
@@ -1435,6 +1498,7 @@ int main(int argc, char **argv)
         { "/accel/host/vdevice-failure", test_vdevice_failure },
         { "/accel/host/stray", test_stray },
         { "/accel/host/veventq-failure", test_veventq_failure },
+        { "/accel/host/veventq-polled", test_veventq_polled },
         { "/accel/host/second-device", test_second_device },
         { "/accel/host/plug-failure", test_plug_failure },
         { "/accel/host/no-id", test_no_id },

@@ -513,6 +513,17 @@ static void test_refused(void)
         assert_vector(&t, i, "irqchip", "routed");
     }
 
+    /* The same for both at once */
+    for (int i = 0; i < ARRAY_SIZE(calls); i++) {
+        change_msix(t.pci, PCI_MSIX_FLAGS_ENABLE, 0);
+        qtest_irqchip_fail(t.m->qts, calls[i], 2, ENOSPC);
+        change_msix(t.pci, 0, PCI_MSIX_FLAGS_ENABLE);
+        assert_vector(&t, 0, "irqchip", "routed");
+        assert_vector(&t, 1, "qemu", "refused");
+        fire(t.m, t.dev, 1);
+        assert_vector(&t, 1, "irqchip", "routed");
+    }
+
     /* What cannot be updated is made anew; that is refused as well. */
     qtest_irqchip_fail(t.m->qts, "update", 1, EINVAL);
     qtest_irqchip_fail(t.m->qts, "add", 1, ENOSPC);

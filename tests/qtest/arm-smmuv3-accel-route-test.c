@@ -80,6 +80,51 @@ static void test_route_masked(void)
     one_device_stop(&t);
 }
 
+static void write_anew(OneDevice *t, unsigned how)
+{
+    /* A driver restores the table as a whole, or a vector by itself. */
+    if (how) {
+        mask_vector(t->pci, 0, true);
+    } else {
+        change_msix(t->pci, 0, PCI_MSIX_FLAGS_MASKALL);
+    }
+    write_message(t->pci, 0, V2M_DOORBELL, SPI);
+    if (how) {
+        mask_vector(t->pci, 0, false);
+    } else {
+        change_msix(t->pci, PCI_MSIX_FLAGS_MASKALL, 0);
+    }
+}
+
+/* A reset that the host does not see clears the table: so is it filled. */
+static void test_route_written_anew(void)
+{
+    for (int irqchip = 0; irqchip <= 1; irqchip++) {
+        Machine *m = machine_new_irqchip();
+        OneDevice t;
+
+        if (!irqchip) {
+            g_string_append(m->args, "-global vfio-pci.x-no-kvm-msix=on ");
+        }
+        t = irqchip_start(m);
+        map_v2m(&t);
+        set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+        for (unsigned how = 0; how < 2; how++) {
+            g_test_message("%s, %s", irqchip ? "irqchip" : "QEMU",
+                           how ? "vector" : "function");
+            host_double_clear_msix(m->hd, t.dev);
+            g_assert_false(host_double_fire(m->hd, t.dev,
+                                            VFIO_PCI_MSIX_IRQ_INDEX, 0));
+            write_anew(&t, how);
+            g_assert_cmpuint(count_routes(m), ==, irqchip);
+            fire(m, t.dev, 0);
+            g_assert_true(take_spi(m, SPI));
+        }
+        g_assert_cmpuint(injected(&t), ==, irqchip ? 2 : 0);
+        one_device_stop(&t);
+    }
+}
+
 static void test_route_function_masked(void)
 {
     OneDevice t = irqchip_start(machine_new_irqchip());
@@ -104,8 +149,13 @@ static void test_route_function_masked(void)
 /* What changed while the vector was masked counts when it is unmasked. */
 static void test_route_updated_on_unmask(void)
 {
-    OneDevice t = irqchip_start(machine_new_irqchip());
+    Machine *m = machine_new_irqchip();
+    OneDevice t;
 
+    if (machine_can_trace()) {
+        machine_trace(m, "trace:vfio_msi_unroute");
+    }
+    t = irqchip_start(m);
     map_v2m(&t);
     set_vector(t.pci, 0, V2M_DOORBELL, SPI);
     mask_vector(t.pci, 0, true);
@@ -121,6 +171,9 @@ static void test_route_updated_on_unmask(void)
     qsmmu_unmap(t.domain, 0xffffe000);
     mask_vector(t.pci, 0, false);
     g_assert_cmpuint(count_routes(t.m), ==, 0);
+    if (machine_can_trace()) {
+        g_assert_cmpuint(traced(m, "vfio_msi_unroute"), ==, 1);
+    }
     fire(t.m, t.dev, 0);
     g_assert_false(take_spi(t.m, SPI + 1));
     assert_one_event(t.m, QSMMU_F_TRANSLATION, ONE_SID);
@@ -371,6 +424,7 @@ int main(int argc, char **argv)
         { "/accel/route/its", test_route_its },
         { "/accel/route/unmapped", test_route_unmapped },
         { "/accel/route/masked", test_route_masked },
+        { "/accel/route/written-anew", test_route_written_anew },
         { "/accel/route/function-masked", test_route_function_masked },
         { "/accel/route/updated-on-unmask", test_route_updated_on_unmask },
         { "/accel/route/failures", test_route_failures },

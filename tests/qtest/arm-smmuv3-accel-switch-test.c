@@ -234,7 +234,7 @@ static void mask_and_unmask_function(Setup *s)
     mask_function(s, false);
 }
 
-/* With MSI-X that is not dynamic, the host makes all vectors anew. */
+/* With MSI-X that is not dynamic, the host would make all vectors anew. */
 static void resize(Setup *s)
 {
     HDDevice *dev = s->t.dev;
@@ -332,6 +332,7 @@ typedef struct Change {
     bool msix_only;
     bool host_only;         /* it changes what the host signals meanwhile */
     bool fires;             /* the change is itself an interrupt */
+    bool enables;           /* the change is that there are MSIs */
 } Change;
 
 static const Change changes[] = {
@@ -354,7 +355,7 @@ static const Change changes[] = {
     { "to-irqchip/delivered", unmapped, deliver, .fires = true },
     { "irqchip/message", irqchip_has_it, other_spi },
     { "irqchip/not-updated", irqchip_has_it, other_spi_not_updated },
-    { "irqchip/enabled", disabled, enabled },
+    { "irqchip/enabled", disabled, enabled, .enables = true },
     { "irqchip/unmasked", masked, unmask, true },
     { "irqchip/unmasked-message", masked_other_spi, unmask, true },
     { "irqchip/unmasked-not-updated", masked_other_spi, unmask_not_updated,
@@ -481,6 +482,9 @@ static bool fire_at_host(Setup *s, const Change *c, unsigned n, bool after)
                        0);
     c->change(s);
     calls = host_double_calls(hd, VFIO_DEVICE_SET_IRQS) - calls;
+    /* The host always has an eventfd to signal. */
+    g_assert_true(calls < n || c->enables ||
+                  host_double_signalled(hd, VFIO_DEVICE_SET_IRQS));
     assert_arrive(s, host_double_signalled(hd, VFIO_DEVICE_SET_IRQS) +
                      c->fires);
     host_double_signal(hd, VFIO_DEVICE_SET_IRQS, 0, false, s->t.dev, s->index,
@@ -574,8 +578,9 @@ static void fire_both(Setup *s)
 }
 
 /*
- * One vector's message disables MSI-X while another vector's is on its way. It
- * depends on QEMU's main loop whose comes first, so each has either part.
+ * One vector's message disables MSI-X, or the device as bus master, while
+ * another vector's is on its way. It depends on QEMU's main loop whose comes
+ * first, so each has either part.
  */
 static void test_disabled_by_message(void)
 {
@@ -588,18 +593,23 @@ static void test_disabled_by_message(void)
     s = setup(VFIO_PCI_MSIX_IRQ_INDEX, true);
     map_bell(s.t.domain, 0, V2M_BASE);
     map_bell(s.t.domain, 1, ECAM_BASE + ((uint64_t)ONE_SID << 12));
-    for (unsigned first = 0; first < 2; first++) {
+    for (unsigned part = 0; part < 4; part++) {
+        const unsigned first = part % 2;
+        const bool master = part / 2;
         uint8_t cap = qpci_find_capability(s.t.pci, PCI_CAP_ID_MSIX, 0);
-        uint32_t off = qpci_config_readl(s.t.pci, cap) &
-                       ~(PCI_MSIX_FLAGS_ENABLE << 16);
+        unsigned at = master ? PCI_COMMAND : cap;
+        uint32_t off = qpci_config_readl(s.t.pci, at) &
+                       ~(master ? PCI_COMMAND_MASTER
+                                : PCI_MSIX_FLAGS_ENABLE << 16);
 
+        g_test_message("%s, vector %u", master ? "bus master" : "MSI-X", first);
         enable(&s, false);
         for (unsigned i = 0; i < 3; i++) {
             mask_vector(s.t.pci, i, true);
         }
         enable(&s, true);
         /* QEMU has both. */
-        write_message(s.t.pci, first, (BELL(1) & ~0xfffull) + cap, off);
+        write_message(s.t.pci, first, (BELL(1) & ~0xfffull) + at, off);
         write_message(s.t.pci, !first, BELL(0), SPI);
         for (unsigned i = 0; i < 2; i++) {
             qtest_irqchip_fail(s.t.m->qts, "add", 1, ENOSPC);
@@ -610,8 +620,13 @@ static void test_disabled_by_message(void)
         write_message(s.t.pci, 2, BELL(0), SPI);
         fire_both(&s);
         g_assert_cmpuint(arrived(&s), ==, 1);
-        g_assert_cmpint(s.t.dev->irq_index, ==, VFIO_PCI_INTX_IRQ_INDEX);
-        g_assert_cmpuint(count_routes(s.t.m), ==, 0);
+        if (master) {
+            g_assert_cmphex(qpci_config_readl(s.t.pci, at), ==, off);
+            qpci_config_writew(s.t.pci, at, off | PCI_COMMAND_MASTER);
+        } else {
+            g_assert_cmpint(s.t.dev->irq_index, ==, VFIO_PCI_INTX_IRQ_INDEX);
+            g_assert_cmpuint(count_routes(s.t.m), ==, 0);
+        }
     }
     stop(&s);
 }

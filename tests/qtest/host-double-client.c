@@ -125,7 +125,6 @@ HDDevice *host_double_add_device(HostDouble *hd, int smmu)
     dev->num_msi = 8;
     dev->num_msix = 8;
     dev->intx = true;
-    dev->dynamic_msix = true;
     dev->bound_fd = HD_NONE;
     dev->vsid = HD_NONE;
     dev->iommufd = HD_NONE;
@@ -276,6 +275,15 @@ void host_double_deassert(HostDouble *hd, HDDevice *dev)
     };
 
     request(hd, &req);
+}
+
+void host_double_clear_msix(HostDouble *hd, HDDevice *dev)
+{
+    hd_lock(hd->shm);
+    for (unsigned i = 0; i < dev->num_msix; i++) {
+        dev->vectors[hd_vector(VFIO_PCI_MSIX_IRQ_INDEX, i)].no_message = true;
+    }
+    hd_unlock(hd->shm);
 }
 
 bool host_double_post_event(HostDouble *hd, HDDevice *dev,

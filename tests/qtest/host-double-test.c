@@ -520,6 +520,7 @@ static void test_msi(void)
     const unsigned msi = VFIO_PCI_MSI_IRQ_INDEX;
     const unsigned msix = VFIO_PCI_MSIX_IRQ_INDEX;
 
+    dev->dynamic_msix = true;
     g_assert_cmpint(set_eventfd(dev, msix, 0, fd[0]), ==, -EINVAL);
     g_assert_cmpint(bind_device(dev), >, 0);
     g_assert_cmpint(bind_device(dev), ==, -EINVAL);
@@ -551,6 +552,22 @@ static void test_msi(void)
     g_assert_cmpuint(received(fd[0]), ==, 1);
     release(dev);
     g_assert_cmpint(host_double_eventfd(hd, dev, msi, 0), ==, HD_NONE);
+
+    /* Nor does MSI-X that is not dynamic. */
+    dev->dynamic_msix = false;
+    g_assert_cmpint(bind_device(dev), >, 0);
+    g_assert_cmpint(set_eventfd(dev, msix, 1, fd[0]), ==, 0);
+    g_assert_cmpint(set_eventfd(dev, msix, 0, fd[1]), ==, 0);
+    g_assert_cmpint(set_eventfd(dev, msix, 2, fd[1]), ==, -EINVAL);
+
+    /* What the device forgets, the host writes for each vector by itself. */
+    host_double_clear_msix(hd, dev);
+    g_assert_cmpint(set_eventfd(dev, msix, 0, fd[1]), ==, 0);
+    g_assert_true(host_double_fire(hd, dev, msix, 0));
+    g_assert_cmpuint(received(fd[1]), ==, 1);
+    g_assert_false(host_double_fire(hd, dev, msix, 1));
+    g_assert_cmpuint(received(fd[0]), ==, 0);
+    release(dev);
     close(fd[0]);
     close(fd[1]);
 }

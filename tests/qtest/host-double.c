@@ -874,6 +874,7 @@ static int set_vector(HDVector *v, int fd)
         if (own_fd < 0) {
             return own_fd;
         }
+        v->no_message = false;
     }
     v->fd = fd >= 0 ? fd : HD_NONE;
     v->own_fd = own_fd;
@@ -1501,10 +1502,10 @@ static int fire(HDDevice *dev, unsigned index, unsigned vector)
     if (index == VFIO_PCI_INTX_IRQ_INDEX) {
         dev->intx_asserted = true;
         update_intx(dev);
-    } else if (v->own_fd != HD_NONE) {
+    } else if (v->own_fd != HD_NONE && !v->no_message) {
         signal_vector(v);
     }
-    return v->own_fd == HD_NONE ? -ENOENT : 0;
+    return v->own_fd == HD_NONE || v->no_message ? -ENOENT : 0;
 }
 
 /* 0 if the vector's eventfd was read since it was signalled */

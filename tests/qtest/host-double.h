@@ -25,8 +25,9 @@
  *     - one kind of interrupt is enabled at a time (EINVAL), and only vectors
  *       that were allocated can be used, unless MSI-X is dynamic
  * - A device sends an interrupt to the eventfd that it was given last, and to
- *   none if it has none. INTx masks itself and fires again when it is unmasked
- *   while it is still asserted.
+ *   none if it has none. A table of MSI-X that the device has cleared is filled
+ *   as eventfds are given to vectors. INTx masks itself and fires again when it
+ *   is unmasked while it is still asserted.
  * - Regions of a device are memory: read(), write() and mmap() work on the
  *   file descriptor itself.
  * - All state is in memory that the test shares, and changes under a lock. Its
@@ -41,7 +42,8 @@
  *   side effect. A bind restores it.
  * - A device is released by close() of the descriptor it is bound through, even
  *   if the test has another one of it. Closing an iommufd frees nothing.
- * - An interrupt is sent whatever HWPT is attached, also one that aborts.
+ * - An interrupt is sent whatever HWPT is attached, also one that aborts; and
+ *   vectors are allocated while nothing is attached (EOPNOTSUPP in Linux).
  * - Declined: attachment to an IOAS or of a PASID, fault and hardware queues,
  *   maps without a fixed IOVA, dirty tracking, IOMMU_IOAS_COPY and
  *   IOMMU_IOAS_ALLOW_IOVAS, IOMMU_OPTION, IOMMU_VFIO_IOAS,
@@ -135,6 +137,7 @@ typedef struct HDSMMU {
 typedef struct HDVector {
     int32_t fd;             /* the eventfd as QEMU knows it, or HD_NONE */
     int32_t own_fd;         /* the same eventfd, kept by the double */
+    bool no_message;        /* the device has forgotten its own */
 } HDVector;
 
 typedef struct HDDevice {
@@ -290,8 +293,8 @@ unsigned host_double_add_iommufd(HostDouble *hd);
 /**
  * host_double_add_device - make a device behind physical SMMU @smmu
  *
- * It has INTx, 8 MSI and 8 dynamic MSI-X vectors. The caller may change that
- * before QEMU has it.
+ * It has INTx, 8 MSI and 8 MSI-X vectors, which are not dynamic: Linux has none
+ * such on Arm. The caller may change that before QEMU has it.
  */
 HDDevice *host_double_add_device(HostDouble *hd, int smmu);
 
@@ -333,6 +336,13 @@ bool host_double_fire(HostDouble *hd, HDDevice *dev, unsigned index,
 bool host_double_wait(HostDouble *hd, HDDevice *dev, unsigned index,
                       unsigned vector);
 void host_double_deassert(HostDouble *hd, HDDevice *dev);
+
+/**
+ * host_double_clear_msix - let a device lose the messages of its MSI-X table
+ *
+ * As by a reset that its driver asks it for, and the host does not see.
+ */
+void host_double_clear_msix(HostDouble *hd, HDDevice *dev);
 
 /**
  * host_double_post_event - let the SMMU report an event for a device's stream

@@ -1198,7 +1198,7 @@ static GString *arm_smmuv3_accel_cmdline(FuzzTarget *t)
     for (int i = 0; i < NUM_VFIO; i++) {
         m->hd->shm->devices[i].num_msi = 4;
     }
-    m->hd->shm->devices[1].dynamic_msix = false;
+    m->hd->shm->devices[1].dynamic_msix = true;
 
     fds = g_strdup_printf("%d,%d", m->hd->shm_fd, m->hd->peer_fd);
     g_setenv(HOST_DOUBLE_ENV, fds, true);
