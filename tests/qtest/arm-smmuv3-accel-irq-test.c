@@ -691,8 +691,18 @@ static void test_no_more_vectors(void)
     map_v2m(&t);
     /* All at once are too many, after INTx was disabled. */
     host_double_fail(m->hd, VFIO_DEVICE_SET_IRQS, 2, ENOSPC);
-    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    qpci_msix_enable(t.pci);
     g_assert_cmpuint(t.dev->num_vectors, ==, 1);
+    assert_no_message(messages);
+
+    /* MSI-X stays enabled without the first, which is asked for again. */
+    host_double_fail(m->hd, VFIO_DEVICE_SET_IRQS, 2, ENOSPC);
+    set_vector(t.pci, 0, V2M_DOORBELL, SPI);
+    g_assert_cmpuint(take_messages(messages, "failed to enable vectors"), ==,
+                     1);
+    g_assert_cmpint(t.dev->irq_index, ==, VFIO_PCI_MSIX_IRQ_INDEX);
+    mask_vector(t.pci, 0, true);
+    mask_vector(t.pci, 0, false);
     fire(m, t.dev, 0);
     assert_only_spi(m, SPI);
     set_vector(t.pci, 1, V2M_DOORBELL, SPI + 1);
