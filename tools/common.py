@@ -53,10 +53,12 @@ def main(function):
         if e.errno in (errno.ENOSPC, errno.EDQUOT):
             die(f"disk full while writing {e.filename or 'a file'}",
                 "df -h . # and make room")
-        if e.errno in (errno.EACCES, errno.EPERM) and e.filename:
-            die(f"{e.strerror}: {e.filename}; it may be root's, since a run "
-                "as root", f'sudo chown -R "$(id -un)" {shlex.quote(str(BUILD))}')
-        if e.errno in (errno.EROFS, errno.ENOENT) and e.filename:
+        if (e.errno in (errno.EACCES, errno.EPERM) and e.filename and
+                Path(os.fsdecode(e.filename)).is_relative_to(BUILD)):
+            die(f"{e.strerror}: {e.filename}, maybe root's since a run as root",
+                f'sudo chown -R "$(id -un)" {shlex.quote(str(BUILD))}')
+        if e.filename and e.errno in (errno.EACCES, errno.EPERM, errno.EROFS,
+                                      errno.ENOENT):
             die(f"{e.strerror}: {e.filename}")
         raise
 

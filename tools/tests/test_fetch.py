@@ -187,12 +187,14 @@ class Cache(unittest.TestCase):
 
     def test_folder_of_root(self):
         """The cure is named of what a run as root has left."""
-        def refused(_):
-            raise PermissionError(errno.EACCES, "Permission denied", "there")
-        with self.assertRaises(SystemExit), mock.patch("signal.signal"):
-            common.main(refused)
-        self.assertIn("there; it may be root's", self.heard[0])
-        self.assertIn("chown", self.heard[0])
+        for path, cure in ((f"{common.BUILD}/x", "; run: sudo chown -R "),
+                           ("/elsewhere", "Permission denied: /elsewhere")):
+            def refused(_):
+                raise PermissionError(errno.EACCES, "Permission denied", path)
+            with self.assertRaises(SystemExit), mock.patch("signal.signal"):
+                common.main(refused)
+            self.assertIn(cure, self.heard[-1])
+        self.assertNotIn("chown", self.heard[-1])
 
     def test_made_once(self):
         self.assertEqual(self.entry(), self.entry())
