@@ -404,6 +404,13 @@ static void test_plain(void)
 
     change_msix(t.pci, PCI_MSIX_FLAGS_ENABLE, 0);
     g_assert_cmpuint(count_routes(t.m), ==, 0);
+
+    /* Also when it refuses after the routes were made */
+    qtest_irqchip_fail(t.m->qts, "attach", 1, ENOSPC);
+    change_msix(t.pci, 0, PCI_MSIX_FLAGS_ENABLE);
+    g_assert_cmpuint(count_routes(t.m), ==, 0);
+    fire(t.m, t.dev, 0);
+    g_assert_true(take_spi(t.m, SPI));
     one_device_stop(&t);
 }
 
