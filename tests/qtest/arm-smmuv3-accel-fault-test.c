@@ -444,9 +444,10 @@ static void assert_gone(Plug *p, const Fault *f, const char *text)
         State s = get_state(p->m);
         bool second = p->other;
 
-        /* Nothing stays unsaid. A busy vEVENTQ goes at the second attempt. */
+        /* A vEVENTQ that is busy goes at the second attempt, unsaid. */
         g_assert_true(strstr(text, g_strerror(f->err)) ||
-                      same_state(&s, &p->before));
+                      (keeps(f, IOMMU_DESTROY) &&
+                       same_state(&s, &p->before)));
         plug_stop(p);
         *p = (Plug) { };
         plug_start(p, second);
